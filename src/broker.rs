@@ -1,0 +1,106 @@
+//! The message broker behind a narrow trait. Only the files below this one name lapin.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+
+use crate::message::{Message, RowId};
+
+pub mod amqp;
+
+/// Proof that the broker took responsibility for a row's message: the only thing that can be marked sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Confirmed(RowId);
+
+impl Confirmed {
+    /// States that `row`'s message is confirmed. A lane calls this for a positive confirm of exactly that message
+    /// which did not come back as unroutable; nothing else in this crate may (clippy's `disallowed_methods`).
+    pub fn attest(row: RowId) -> Self {
+        Self(row)
+    }
+
+    /// The row.
+    pub fn row(self) -> RowId {
+        self.0
+    }
+}
+
+/// What became of one published message.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// Taken by the broker and routed.
+    Confirmed(Confirmed),
+    /// No queue is bound for it.
+    Unroutable(String),
+    /// A queue is full or failed: the broker could not take it now.
+    Nacked,
+    /// The exchange does not exist.
+    NoExchange(String),
+    /// The broker refuses this message or this user.
+    Refused(String),
+    /// Nobody knows: published again under the same `message_id`.
+    Unknown(Doubt),
+}
+
+/// Why the fate of a message is not known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Doubt {
+    /// No confirm within the time allowed.
+    Timeout,
+    /// Channel or connection lost.
+    Disconnected,
+}
+
+/// The fate of every message of a batch.
+#[derive(Debug)]
+pub struct BatchReport {
+    /// One outcome per message, in the order of the batch.
+    pub outcomes: Vec<(RowId, Outcome)>,
+    /// Set when the whole connection must be retired; says why.
+    pub broken: Option<String>,
+}
+
+/// A broker that can be connected to.
+#[async_trait]
+pub trait Broker: Send + Sync {
+    /// Opens a connection with its lanes, trying each address in turn. Bounded in time.
+    async fn connect(&self) -> Result<Connected, BrokerError>;
+}
+
+/// A fresh connection.
+pub struct Connected {
+    /// The connection itself.
+    pub session: Box<dyn Session>,
+    /// Its lanes, each owned by one task.
+    pub lanes: Vec<Box<dyn Lane>>,
+}
+
+/// A connection's state, watched while its lanes work.
+#[async_trait]
+pub trait Session: Send + Sync {
+    /// The broker stopped taking messages (memory or disk alarm): an outage.
+    fn blocked(&self) -> bool;
+
+    /// Why the connection can no longer be used; `None` while it can.
+    fn failure(&self) -> Option<String>;
+
+    /// Which broker it is, without credentials.
+    fn address(&self) -> &str;
+
+    /// Ends the connection for good, within a bound, whatever state it is in. Messages still waiting for a confirm
+    /// are reported as [`Outcome::Unknown`] by their lanes.
+    async fn close(&self);
+}
+
+/// One AMQP channel. Owned by one task: two tasks on a channel would swap delivery tags.
+#[async_trait]
+pub trait Lane: Send {
+    /// Publishes a batch in order and waits for all its confirms, within the confirm timeout (which stands still while
+    /// the broker is blocked). `message_id`s within a batch are unique.
+    async fn publish(&mut self, batch: &[Arc<Message>]) -> BatchReport;
+}
+
+/// No connection could be made.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct BrokerError(pub String);

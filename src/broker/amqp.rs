@@ -1,0 +1,83 @@
+//! RabbitMQ (AMQP 0-9-1) through lapin, with a guard for each of its traps.
+
+mod connection;
+mod lane;
+mod properties;
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+
+use crate::broker::{Broker, BrokerError, Connected, Lane};
+use crate::config::{Secret, redacted_url};
+
+use connection::Connection;
+
+/// How to reach the broker and how to use it.
+#[derive(Debug, Clone)]
+pub struct AmqpOptions {
+    /// Tried in turn.
+    pub urls: Vec<Secret>,
+    /// Bound of TCP, TLS and AMQP handshake together, per address.
+    pub connect_timeout: Duration,
+    /// Bound of the wait for a batch's confirms.
+    pub confirm_timeout: Duration,
+    /// Channels per connection, at least 1.
+    pub lanes: usize,
+}
+
+/// A RabbitMQ broker or cluster.
+pub struct Amqp {
+    options: AmqpOptions,
+}
+
+impl Amqp {
+    /// Does not connect yet.
+    pub fn new(options: AmqpOptions) -> Self {
+        Self { options }
+    }
+
+    async fn connect_to(&self, url: &Secret) -> Result<Connected, BrokerError> {
+        let connection = Connection::open(url, self.options.connect_timeout).await?;
+        let opened = tokio::time::timeout(self.options.connect_timeout, async {
+            let mut lanes: Vec<Box<dyn Lane>> = Vec::with_capacity(self.options.lanes);
+            for _ in 0..self.options.lanes {
+                lanes.push(Box::new(
+                    lane::AmqpLane::open(connection.clone(), self.options.confirm_timeout).await?,
+                ));
+            }
+            lapin::Result::Ok(lanes)
+        });
+        match opened.await {
+            Ok(Ok(lanes)) => Ok(Connected {
+                session: Box::new(connection),
+                lanes,
+            }),
+            Ok(Err(error)) => {
+                connection.kill();
+                Err(BrokerError(format!("{}: channel: {error}", redacted_url(url.expose()))))
+            }
+            Err(_elapsed) => {
+                connection.kill();
+                Err(BrokerError(format!(
+                    "{}: no channel within the time",
+                    redacted_url(url.expose())
+                )))
+            }
+        }
+    }
+}
+
+#[async_trait]
+impl Broker for Amqp {
+    async fn connect(&self) -> Result<Connected, BrokerError> {
+        let mut problems = Vec::new();
+        for url in &self.options.urls {
+            match self.connect_to(url).await {
+                Ok(connected) => return Ok(connected),
+                Err(error) => problems.push(error.0),
+            }
+        }
+        Err(BrokerError(problems.join("; ")))
+    }
+}

@@ -1,0 +1,243 @@
+//! One AMQP connection, from the socket to the last frame.
+
+use std::collections::HashSet;
+use std::net::Shutdown;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use async_compat::CompatExt;
+use async_trait::async_trait;
+use futures_util::{FutureExt, Stream, StreamExt};
+use lapin::options::{ConfirmSelectOptions, ExchangeDeclareOptions};
+use lapin::protocol::AMQPErrorKind;
+use lapin::tcp::{AsyncTcpStream, OwnedTLSConfig};
+use lapin::types::FieldTable;
+use lapin::uri::{AMQPScheme, AMQPUri};
+use lapin::{Channel, ConnectionProperties, ErrorKind, Event, ExchangeKind};
+use tokio::net::TcpStream;
+
+use crate::broker::{BrokerError, Session};
+use crate::config::{Secret, redacted_url};
+
+use super::properties::short;
+
+/// Seconds. A frozen broker is noticed after two of these.
+const HEARTBEAT: u16 = 10;
+
+/// Bytes. Always asked for: a server that answers "no limit" makes lapin reserve that much memory.
+const FRAME_MAX: u32 = 131_072;
+
+/// How long close-ok is waited for. lapin cannot send a close while the broker is blocked, so there must be a bound.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
+
+type Events = std::pin::Pin<Box<dyn Stream<Item = Event> + Send>>;
+
+/// A connection that is shared by its lanes. When the last clone is dropped the socket is shut.
+#[derive(Clone)]
+pub(super) struct Connection(Arc<Inner>);
+
+struct Inner {
+    lapin: lapin::Connection,
+    socket: Socket,
+    address: String,
+    events: Mutex<Events>,
+    /// Exchanges that were there when last looked at.
+    exchanges: Mutex<HashSet<String>>,
+    /// Exchanges that refused a message on this connection: their messages travel alone, so that the next refusal
+    /// closes the channel on no others.
+    suspects: Mutex<HashSet<String>>,
+}
+
+/// A second handle of the connection's socket. lapin's thread owns the first and ends only when the socket does,
+/// so a connection that is given up (at any stage of its handshake) must have its socket shut by us.
+struct Socket(std::net::TcpStream);
+
+impl Socket {
+    fn shut(&self) {
+        // Fails only when the peer was faster.
+        let _ = self.0.shutdown(Shutdown::Both);
+    }
+}
+
+impl Drop for Socket {
+    fn drop(&mut self) {
+        self.shut();
+    }
+}
+
+/// What a look at an exchange says.
+pub(super) enum ExchangeCheck {
+    Present,
+    Missing(String),
+}
+
+impl Connection {
+    /// Connects and logs in.
+    ///
+    /// # Errors
+    /// When that is refused or takes longer than `timeout`; the text holds no credentials.
+    pub(super) async fn open(url: &Secret, timeout: Duration) -> Result<Self, BrokerError> {
+        let address = redacted_url(url.expose());
+        let fail = |what: &str| BrokerError(format!("{address}: {what}"));
+        // The parser's own error would quote the URL, password included.
+        let mut uri: AMQPUri = url.expose().parse().map_err(|_| fail("not a valid AMQP URL"))?;
+        uri.query.heartbeat.get_or_insert(HEARTBEAT);
+        uri.query.frame_max.get_or_insert(FRAME_MAX);
+        match tokio::time::timeout(timeout, Self::handshake(uri, address.clone())).await {
+            Ok(Ok(connection)) => Ok(connection),
+            Ok(Err(error)) => Err(fail(&error.to_string())),
+            Err(_elapsed) => Err(fail(&format!("no answer within {timeout:?}"))),
+        }
+    }
+
+    async fn handshake(uri: AMQPUri, address: String) -> std::io::Result<Self> {
+        let stream = TcpStream::connect((uri.authority.host.as_str(), uri.authority.port)).await?;
+        stream.set_nodelay(true)?;
+        let stream = stream.into_std()?;
+        let socket = Socket(stream.try_clone()?);
+        let stream = AsyncTcpStream::Plain(TcpStream::from_std(stream)?.compat());
+        let stream = match uri.scheme {
+            AMQPScheme::AMQP => stream,
+            AMQPScheme::AMQPS => {
+                let host = uri.authority.host.clone();
+                stream.into_tls(&host, OwnedTLSConfig::default().as_ref()).await?
+            }
+        };
+        // lapin asks for the stream once, as it never reconnects by itself.
+        let stream = Mutex::new(Some(stream));
+        let lapin = lapin::Connection::connector(
+            uri,
+            async_rs::Runtime::tokio_current(),
+            async move |_uri, _runtime| {
+                lock(&stream)
+                    .take()
+                    .ok_or_else(|| std::io::Error::other("the connection was used up").into())
+            },
+            ConnectionProperties::default().with_connection_name("outbox-relay".into()),
+        )
+        .await
+        .map_err(std::io::Error::other)?;
+        let events: Events = Box::pin(lapin.events_listener());
+        Ok(Self(Arc::new(Inner {
+            lapin,
+            socket,
+            address,
+            events: Mutex::new(events),
+            exchanges: Mutex::default(),
+            suspects: Mutex::default(),
+        })))
+    }
+
+    /// A new channel in confirm mode.
+    pub(super) async fn channel(&self) -> lapin::Result<Channel> {
+        let channel = self.0.lapin.create_channel().await?;
+        channel.confirm_select(ConfirmSelectOptions::default()).await?;
+        Ok(channel)
+    }
+
+    /// Ends the connection at once.
+    pub(super) fn kill(&self) {
+        self.0.socket.shut();
+    }
+
+    pub(super) fn connected(&self) -> bool {
+        self.0.lapin.status().connected()
+    }
+
+    /// Asks the broker whether an exchange exists, once per connection and name: publishing to a missing one
+    /// would close the channel and lose every confirm that is still on its way.
+    pub(super) async fn check_exchange(&self, name: &str) -> lapin::Result<ExchangeCheck> {
+        if name.is_empty() || lock(&self.0.exchanges).contains(name) {
+            return Ok(ExchangeCheck::Present);
+        }
+        let channel = self.0.lapin.create_channel().await?;
+        let passive = ExchangeDeclareOptions {
+            passive: true,
+            ..ExchangeDeclareOptions::default()
+        };
+        let asked = channel
+            .exchange_declare(short(name), ExchangeKind::Direct, passive, FieldTable::default())
+            .await;
+        match asked {
+            Ok(()) => {
+                lock(&self.0.exchanges).insert(name.to_owned());
+                channel.close(200, "OK".into()).await?;
+                Ok(ExchangeCheck::Present)
+            }
+            Err(error) => match soft_error(&error) {
+                Some((404, text)) => Ok(ExchangeCheck::Missing(text)),
+                // Not allowed to look: the publish itself will tell.
+                Some(_) => Ok(ExchangeCheck::Present),
+                None => Err(error),
+            },
+        }
+    }
+
+    /// Forgets that an exchange was there.
+    pub(super) fn forget_exchange(&self, name: &str) {
+        lock(&self.0.exchanges).remove(name);
+    }
+
+    pub(super) fn suspect(&self, exchange: &str) {
+        lock(&self.0.suspects).insert(exchange.to_owned());
+    }
+
+    pub(super) fn trust(&self, exchange: &str) {
+        lock(&self.0.suspects).remove(exchange);
+    }
+
+    pub(super) fn suspects(&self) -> MutexGuard<'_, HashSet<String>> {
+        lock(&self.0.suspects)
+    }
+}
+
+#[async_trait]
+impl Session for Connection {
+    // Polled rather than listened for: `ConnectionBlocked` may come before a listener is attached.
+    fn blocked(&self) -> bool {
+        self.0.lapin.status().blocked()
+    }
+
+    fn failure(&self) -> Option<String> {
+        if self.connected() {
+            return None;
+        }
+        let mut reason = None;
+        let mut events = lock(&self.0.events);
+        while let Some(Some(event)) = events.next().now_or_never() {
+            if let Event::Error(error) = event {
+                reason = Some(error.to_string());
+            }
+        }
+        Some(reason.unwrap_or_else(|| "the connection was closed".to_owned()))
+    }
+
+    fn address(&self) -> &str {
+        &self.0.address
+    }
+
+    /// A confirmed close is a barrier: the broker has then dealt with all that was sent on this connection.
+    async fn close(&self) {
+        if self.connected() && !self.blocked() {
+            let close = self.0.lapin.close(200, "OK".into());
+            // An error or no answer in time end the same way: the socket is shut.
+            let _ = tokio::time::timeout(CLOSE_TIMEOUT, close).await;
+        }
+        self.kill();
+    }
+}
+
+/// The code and text of an error that closed only the channel.
+pub(super) fn soft_error(error: &lapin::Error) -> Option<(u16, String)> {
+    match error.kind() {
+        ErrorKind::ProtocolError(error) if matches!(error.kind(), AMQPErrorKind::Soft(_)) => {
+            Some((error.get_id(), error.get_message().to_string()))
+        }
+        _ => None,
+    }
+}
+
+/// Nothing that can panic runs under these locks, so a poisoned one is still sound.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

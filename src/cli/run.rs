@@ -1,0 +1,79 @@
+//! `outbox-relay run`: the sidecar.
+
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+use tracing::info;
+
+use crate::admin::{self, Admin};
+use crate::broker::amqp::{Amqp, AmqpOptions};
+use crate::config::Config;
+use crate::health::Health;
+use crate::metrics::Metrics;
+use crate::relay::{self, Ended, Parts, Stop};
+use crate::store;
+
+pub(super) async fn run(config: Config) -> anyhow::Result<ExitCode> {
+    // Signals first: one that comes during the start must not kill the process half way.
+    let stop = signals()?;
+    let metrics = Arc::new(Metrics::new());
+    let health = Arc::new(Health::new());
+    let listener = admin::bind(config.admin_listen).await?;
+    info!(
+        version = env!("CARGO_PKG_VERSION"),
+        admin_address = %listener.local_addr()?,
+        table = %config.outbox.table,
+        "outbox-relay starts"
+    );
+    let serving = tokio::spawn(admin::serve(
+        listener,
+        Admin {
+            health: health.clone(),
+            metrics: metrics.clone(),
+        },
+    ));
+    let store = store::open(&config.database_url, super::store_options(&config))?;
+    let broker = Arc::new(Amqp::new(AmqpOptions {
+        urls: config.amqp_urls.clone(),
+        connect_timeout: config.amqp_connect_timeout,
+        confirm_timeout: config.publish.confirm_timeout,
+        lanes: relay::LANES,
+    }));
+    let ended = relay::run(
+        Parts {
+            config,
+            store,
+            broker,
+            metrics,
+            health,
+        },
+        stop,
+    )
+    .await;
+    serving.abort();
+    Ok(match ended {
+        Ended::Cleanly => ExitCode::SUCCESS,
+        Ended::Unsettled | Ended::Broken => ExitCode::FAILURE,
+    })
+}
+
+/// The first SIGTERM or SIGINT asks for a graceful stop, the second ends at once.
+fn signals() -> anyhow::Result<watch::Receiver<Stop>> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let (tell, stop) = watch::channel(Stop::No);
+    tokio::spawn(async move {
+        for asked in [Stop::Gracefully, Stop::Now] {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+            let _ = tell.send(asked);
+        }
+        // Keeps the channel open: a closed one would look like a broken relay.
+        std::future::pending::<()>().await;
+    });
+    Ok(stop)
+}

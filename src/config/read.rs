@@ -1,0 +1,154 @@
+//! Which variable becomes which field, and within which bounds.
+
+use std::{
+    net::{Ipv4Addr, SocketAddr},
+    time::Duration,
+};
+
+use super::{
+    Config, LogFormat, OnDeadLetter, OnSent, Ordering, Outbox, Poll, Publish, Retry, Shutdown, TableName,
+    TableNameError,
+    findings::shown,
+    parse::{self, Reader},
+};
+
+const MS: Duration = Duration::from_millis(1);
+const SECOND: Duration = Duration::from_secs(1);
+const MINUTE: Duration = Duration::from_secs(60);
+const HOUR: Duration = Duration::from_secs(3_600);
+const DAY: Duration = Duration::from_secs(86_400);
+
+impl Config {
+    pub(super) fn read(from: &mut Reader<'_>) -> Self {
+        Self {
+            database_url: from.database_url("RELAY_DATABASE_URL"),
+            amqp_urls: from.broker_urls("RELAY_AMQP_URL"),
+            amqp_exchange: from.short_text("RELAY_AMQP_EXCHANGE"),
+            amqp_connect_timeout: from.duration("RELAY_AMQP_CONNECT_TIMEOUT", MS..=10 * MINUTE),
+            database_timeout: from.duration("RELAY_DATABASE_TIMEOUT", MS..=HOUR),
+            outbox: Outbox::read(from),
+            ordering: Ordering::read(from),
+            on_dead_letter: OnDeadLetter::read(from),
+            partitions: from.integer("RELAY_PARTITIONS", 1..=256),
+            lease_ttl: from.duration("RELAY_LEASE_TTL", 2 * SECOND..=HOUR),
+            poll: Poll::read(from),
+            publish: Publish::read(from),
+            retry: Retry::read(from),
+            shutdown: Shutdown {
+                grace: from.duration("RELAY_SHUTDOWN_GRACE", MS..=HOUR),
+                drain: from.boolean("RELAY_SHUTDOWN_DRAIN"),
+            },
+            admin_listen: read_listen(from, "RELAY_ADMIN_LISTEN"),
+            log: from.parsed("RELAY_LOG", String::new(), parse::log_directives),
+            log_format: LogFormat::read(from),
+        }
+    }
+}
+
+impl Outbox {
+    fn read(from: &mut Reader<'_>) -> Self {
+        let placeholder = TableName::placeholder();
+        let parse_table = |text: &str| {
+            text.parse()
+                .map_err(|error: TableNameError| format!("{error}; it {}", shown(text)))
+        };
+        let parse_retention = |text: &str| match text {
+            "off" => Ok(None),
+            text => parse::duration(text, &(SECOND..=3650 * DAY))
+                .map(Some)
+                .map_err(|message| format!("{message}; `off` keeps sent rows")),
+        };
+        Self {
+            table: from.parsed("RELAY_OUTBOX_TABLE", placeholder, parse_table),
+            on_sent: from.choice(
+                "RELAY_OUTBOX_ON_SENT",
+                OnSent::Mark,
+                &[("mark", OnSent::Mark), ("delete", OnSent::Delete)],
+            ),
+            retention: from.parsed("RELAY_OUTBOX_RETENTION", None, parse_retention),
+        }
+    }
+}
+
+impl Ordering {
+    fn read(from: &mut Reader<'_>) -> Self {
+        from.choice(
+            "RELAY_ORDERING",
+            Self::Strict,
+            &[
+                ("strict", Self::Strict),
+                ("pipelined", Self::Pipelined),
+                ("none", Self::None),
+            ],
+        )
+    }
+}
+
+impl OnDeadLetter {
+    fn read(from: &mut Reader<'_>) -> Self {
+        from.choice(
+            "RELAY_ON_DEAD_LETTER",
+            Self::Continue,
+            &[("continue", Self::Continue), ("block", Self::Block)],
+        )
+    }
+}
+
+impl LogFormat {
+    fn read(from: &mut Reader<'_>) -> Self {
+        from.choice(
+            "RELAY_LOG_FORMAT",
+            Self::Auto,
+            &[("auto", Self::Auto), ("text", Self::Text), ("json", Self::Json)],
+        )
+    }
+}
+
+impl Poll {
+    fn read(from: &mut Reader<'_>) -> Self {
+        const MIN: &str = "RELAY_POLL_MIN_INTERVAL";
+        const MAX: &str = "RELAY_POLL_MAX_INTERVAL";
+        let poll = Self {
+            min_interval: from.duration(MIN, MS..=HOUR),
+            max_interval: from.duration(MAX, MS..=HOUR),
+            sweep_interval: from.duration("RELAY_POLL_SWEEP_INTERVAL", MS..=HOUR),
+            batch_size: from.integer("RELAY_POLL_BATCH_SIZE", 1..=10_000),
+        };
+        from.ordered((MIN, poll.min_interval), (MAX, poll.max_interval));
+        poll
+    }
+}
+
+impl Publish {
+    fn read(from: &mut Reader<'_>) -> Self {
+        Self {
+            in_flight: from.integer("RELAY_PUBLISH_IN_FLIGHT", 1..=65_535),
+            in_flight_bytes: from.bytes("RELAY_PUBLISH_IN_FLIGHT_BYTES", (1 << 10, "1KiB"), (16 << 30, "16GiB")),
+            confirm_timeout: from.duration("RELAY_PUBLISH_CONFIRM_TIMEOUT", MS..=HOUR),
+            // RabbitMQ's own limit was 128 MiB before 4.0, which lowered it to 16 MiB.
+            max_message_bytes: from.bytes("RELAY_MESSAGE_MAX_BYTES", (1, "1B"), (128 << 20, "128MiB")),
+        }
+    }
+}
+
+impl Retry {
+    fn read(from: &mut Reader<'_>) -> Self {
+        const MIN: &str = "RELAY_RETRY_MIN_DELAY";
+        const MAX: &str = "RELAY_RETRY_MAX_DELAY";
+        let retry = Self {
+            min_delay: from.duration(MIN, MS..=DAY),
+            max_delay: from.duration(MAX, MS..=30 * DAY),
+            max_attempts: from.integer("RELAY_RETRY_MAX_ATTEMPTS", 1..=1_000_000),
+        };
+        from.ordered((MIN, retry.min_delay), (MAX, retry.max_delay));
+        retry
+    }
+}
+
+fn read_listen(from: &mut Reader<'_>, name: &str) -> SocketAddr {
+    let placeholder = (Ipv4Addr::UNSPECIFIED, 0).into();
+    from.parsed(name, placeholder, |text| {
+        let advice = "must be an IP address and a port, like `0.0.0.0:9464` or `[::]:9464`";
+        text.parse().map_err(|_| format!("{advice}, but {}", shown(text)))
+    })
+}

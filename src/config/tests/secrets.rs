@@ -1,0 +1,182 @@
+//! No secret is ever shown.
+
+use super::*;
+
+/// Part of every password below; it must appear nowhere.
+const MARKER: &str = "Hunter2x";
+
+/// URLs that hold the marker, most of them wrong in some way.
+fn marked_urls() -> Vec<String> {
+    let odd = [
+        "postgres://u:MARK@db/app",
+        "postgres://u:MARK@db:port/app",
+        "postgres://u:MA/RK/MARK@db/app",
+        "postgres://u:12/MARK@db/app",
+        "postgres://u:12#MARK@db/app",
+        "postgres://u:12?MARK@db/app",
+        "postgres://u:?MARK=1@db/app",
+        "postgres://u:MARK@@db/app",
+        "postgres://u:MARK",
+        "postgres://u:MARK@",
+        "postgres://db/app?password=MARK&user=u#MARK",
+        "postgres://db/app?MARK",
+        "postgres://[u:MARK@db",
+        "postgres:u:MARK@db",
+        "Postgres://u:MARK@db/app",
+        "amqp://u:MARK@mq/v",
+        "amqp://u:a,MARK@mq/v",
+        "amqp://u:MARK@mq,amqp://u:MARK@mq2:port",
+        "amqp://u:MARK@/v",
+        "amqp://u:MARK@mq:99999/v",
+        "amqp://u:MARK@m q/v\u{7}",
+        "amqps://u:%MARK@mq",
+        "sqlite:",
+        "sqlite://u:MARK@x",
+        "http://u:MARK@mq",
+        "MARK://u:MARK@mq",
+        "u:MARK@db",
+        "host=db password=MARK",
+        "://MARK",
+        ":MARK",
+        "MARK",
+    ];
+    odd.iter().map(|url| url.replace("MARK", MARKER)).collect()
+}
+
+fn assert_unseen(result: &Result<Loaded, ConfigErrors>, context: &str) {
+    let shown = match result {
+        Ok(loaded) => format!("{loaded:?} {:#?} {}", loaded.config, loaded.config.database_url),
+        Err(errors) => format!("{errors} {errors:?} {:#?}", errors.problems()),
+    };
+    assert!(!shown.contains(MARKER), "{context}: {shown}");
+}
+
+#[test]
+fn no_variable_however_wrong_is_quoted_when_it_may_hold_a_secret() {
+    for url in marked_urls() {
+        for variable in VARIABLES.iter().filter(|variable| variable.secret) {
+            let alias = variable.alias.unwrap();
+            for name in [variable.name, alias] {
+                assert_unseen(&load_these(&[(name, &url)]), name);
+                let (_file, path) = file_with(&url);
+                assert_unseen(&load_these(&[(&format!("{name}_FILE"), &path)]), name);
+                let both = [(name, url.as_str()), (&format!("{name}_FILE"), &path)];
+                assert_unseen(&load_these(&both), name);
+            }
+            let key = variable.key();
+            for line in [
+                format!("{key} = '{url}'"),
+                format!("{key} = ['{url}']"),
+                format!("{key} = {url}"),
+                format!("{key} = '{url}"),
+                format!("'key {url}' = 1"),
+                format!("'{url}'"),
+                format!("{key} = '{url}'\n{key} = '{url}'"),
+            ] {
+                let (_file, path) = file_with(&line);
+                assert_unseen(&load_these(&[("RELAY_CONFIG_FILE", &path)]), &line);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_url_put_into_the_wrong_variable_is_not_quoted() {
+    for url in marked_urls()
+        .iter()
+        .filter(|url| url.contains("://") || url.contains('@'))
+    {
+        // The one text that is free: it is no secret and is kept as it is.
+        let others = VARIABLES
+            .iter()
+            .filter(|variable| variable.name != "RELAY_AMQP_EXCHANGE");
+        for variable in others {
+            assert_unseen(&load_with(&[(variable.name, url)]), variable.name);
+            assert_unseen(&load_with(&[(&format!("{}_FILE", variable.name), url)]), variable.name);
+        }
+        assert_unseen(&load_with(&[("RELAY_UNKNOWN", url)]), "RELAY_UNKNOWN");
+    }
+}
+
+#[test]
+fn a_secret_prints_as_stars() {
+    let secret = Secret::new(MARKER);
+    assert_eq!(
+        format!("{secret} {secret:?} {secret:#?} {:?}", Some(&secret)),
+        "*** *** *** Some(***)"
+    );
+    assert_eq!(secret.expose(), MARKER);
+}
+
+#[test]
+fn a_redacted_url_never_shows_a_password() {
+    for url in marked_urls() {
+        let shown = redacted_url(&url);
+        assert!(!shown.contains(MARKER), "{shown}");
+    }
+}
+
+#[test]
+fn a_redacted_url_keeps_what_tells_where_it_leads() {
+    for (url, shown) in [
+        ("postgres://u:p@db:5432/app", "postgres://db:5432/app"),
+        (
+            "postgres://db/app?sslmode=require&password=p",
+            "postgres://db/app?sslmode=***&password=***",
+        ),
+        ("postgres:///app?host=/run", "postgres:///app?host=***"),
+        ("amqps://u:p@[::1]:5671/%2f", "amqps://[::1]:5671/%2f"),
+        ("amqp://u:p%40@mq", "amqp://mq"),
+        ("AMQP://u@mq/", "amqp://mq/"),
+        ("sqlite:///data/app.db", "sqlite:///data/app.db"),
+        ("mysql://u:p/w@db/app", "mysql://***"),
+        ("mysql://db/a?x", "mysql://db/a?***"),
+        ("https://u:p@mq", "<not a URL>"),
+        ("", "<not a URL>"),
+        ("é", "<not a URL>"),
+    ] {
+        assert_eq!(redacted_url(url), shown);
+    }
+}
+
+#[test]
+fn urls_are_checked_while_loading() {
+    for (value, advice) in [
+        ("redis://db", "must start with `postgres://`, `postgresql://`"),
+        ("amqp://mq", "must start with `postgres://`"),
+        ("postgres:db", "must start with"),
+        ("postgres://u:a/b@db/app", "`@` behind its host"),
+        ("postgres://u:p@db:port/app", "invalid port number"),
+        ("sqlite://", "names no file"),
+    ] {
+        let errors = load_these(&[BROKER, ("RELAY_DATABASE_URL", value)])
+            .unwrap_err()
+            .to_string();
+        assert!(
+            errors.starts_with("RELAY_DATABASE_URL: ") && errors.contains(advice),
+            "{errors}"
+        );
+    }
+    let good = [
+        "postgresql://u@db",
+        "postgres:///app?host=/run/postgresql",
+        "mysql://u:p@db:3306/app",
+        "mariadb://db/app",
+        "sqlite:app.db",
+        "sqlite::memory:",
+        "sqlite:///var/lib/a b/app.db?mode=rwc",
+    ];
+    for value in good {
+        assert!(load_these(&[BROKER, ("RELAY_DATABASE_URL", value)]).is_ok(), "{value}");
+    }
+    for value in ["amqp://", "amqp:///v", "amqp://u:p@/v"] {
+        let errors = load_these(&[DATABASE, ("RELAY_AMQP_URL", value)])
+            .unwrap_err()
+            .to_string();
+        assert!(
+            errors.contains("names no host") || errors.contains("empty host"),
+            "{errors}"
+        );
+    }
+    assert!(problem_of("RELAY_AMQP_URL", "postgres://mq").contains("`amqp://` or `amqps://`"));
+}

@@ -1,0 +1,284 @@
+//! The table of every variable: what parsing, `--help` and the README are made from.
+
+use std::fmt::Write as _;
+
+/// What every variable's name starts with.
+pub(super) const PREFIX: &str = "RELAY_";
+
+/// The variable that names the TOML file beneath the environment.
+pub(super) const CONFIG_FILE: &str = "RELAY_CONFIG_FILE";
+
+/// One variable of the environment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Variable {
+    /// The name in the environment.
+    pub name: &'static str,
+    /// The text used when the variable is not set.
+    pub default: Option<&'static str>,
+    /// Whether the relay refuses to start without it.
+    pub required: bool,
+    /// Whether its value is never shown; it may then be given as `<name>_FILE` too.
+    pub secret: bool,
+    /// One line for `--help` and the README, with unit and bounds.
+    pub help: &'static str,
+    /// A name without the prefix that is accepted when `name` is not set.
+    pub alias: Option<&'static str>,
+}
+
+impl Variable {
+    /// The key in the configuration file: the name without its prefix, in lower case.
+    pub fn key(&self) -> String {
+        self.name.trim_start_matches(PREFIX).to_ascii_lowercase()
+    }
+
+    /// The variable that names a file with the value, for secrets.
+    pub fn file_name(&self) -> Option<String> {
+        self.secret.then(|| format!("{}_FILE", self.name))
+    }
+
+    /// What the table of `--help` and of the README shows as the default.
+    pub(super) fn default_text(&self) -> &'static str {
+        match self.default {
+            Some(text) => text,
+            None if self.required => "required",
+            None => "empty",
+        }
+    }
+}
+
+const fn optional(name: &'static str, default: &'static str, help: &'static str) -> Variable {
+    Variable {
+        name,
+        default: Some(default),
+        required: false,
+        secret: false,
+        help,
+        alias: None,
+    }
+}
+
+const fn without_default(name: &'static str, help: &'static str) -> Variable {
+    Variable {
+        default: None,
+        ..optional(name, "", help)
+    }
+}
+
+const fn required_secret(name: &'static str, alias: &'static str, help: &'static str) -> Variable {
+    Variable {
+        required: true,
+        secret: true,
+        alias: Some(alias),
+        ..without_default(name, help)
+    }
+}
+
+/// Every variable the relay reads, in the order of the documentation.
+pub const VARIABLES: &[Variable] = &[
+    required_secret(
+        "RELAY_DATABASE_URL",
+        "DATABASE_URL",
+        "`postgres://`, `mysql://` or `sqlite://`; percent-encode special characters in the password",
+    ),
+    required_secret(
+        "RELAY_AMQP_URL",
+        "AMQP_URL",
+        "`amqp://` or `amqps://`; several, comma-separated, are tried in turn; a comma in a password is written `%2C`",
+    ),
+    without_default(
+        "RELAY_AMQP_EXCHANGE",
+        "exchange of rows that name none, at most 255 bytes; empty: the default exchange",
+    ),
+    optional(
+        "RELAY_AMQP_CONNECT_TIMEOUT",
+        "10s",
+        "bound of one attempt to connect to the broker, 1ms to 10m",
+    ),
+    optional("RELAY_DATABASE_TIMEOUT", "30s", "bound of each statement, 1ms to 1h"),
+    optional(
+        "RELAY_OUTBOX_TABLE",
+        "outbox",
+        "`table` or `schema.table`, taken as written, case included; `\"My Table\"` for other than plain names",
+    ),
+    optional(
+        "RELAY_OUTBOX_ON_SENT",
+        "mark",
+        "`mark` sets `sent_at`, `delete` removes the row",
+    ),
+    optional(
+        "RELAY_OUTBOX_RETENTION",
+        "7d",
+        "sent rows older than this are purged in small batches, 1s to 3650d; `off` keeps them",
+    ),
+    optional(
+        "RELAY_ORDERING",
+        "strict",
+        "`strict`: one message of a key at a time; `pipelined`: many in flight per key, a refusal can let later ones pass; `none`: no order",
+    ),
+    optional(
+        "RELAY_ON_DEAD_LETTER",
+        "continue",
+        "what a dead letter does to its key: `continue` with later rows or `block` them",
+    ),
+    optional(
+        "RELAY_PARTITIONS",
+        "16",
+        "shares that replicas divide among them, 1 to 256; 1: one active relay, the others stand by",
+    ),
+    optional(
+        "RELAY_LEASE_TTL",
+        "10s",
+        "a dead replica's shares are taken over after this long, 2s to 1h",
+    ),
+    optional(
+        "RELAY_POLL_MIN_INTERVAL",
+        "2ms",
+        "pause between reads while rows arrive, 1ms to 1h",
+    ),
+    optional(
+        "RELAY_POLL_MAX_INTERVAL",
+        "100ms",
+        "longest pause between reads while idle, 1ms to 1h",
+    ),
+    optional(
+        "RELAY_POLL_SWEEP_INTERVAL",
+        "15s",
+        "how often everything unsent is looked through, 1ms to 1h",
+    ),
+    optional("RELAY_POLL_BATCH_SIZE", "1000", "rows per read, 1 to 10000"),
+    optional(
+        "RELAY_PUBLISH_IN_FLIGHT",
+        "1000",
+        "messages awaiting their confirm, 1 to 65535",
+    ),
+    optional(
+        "RELAY_PUBLISH_IN_FLIGHT_BYTES",
+        "16MiB",
+        "bodies awaiting their confirm, 1KiB to 16GiB; a larger message goes alone",
+    ),
+    optional(
+        "RELAY_PUBLISH_CONFIRM_TIMEOUT",
+        "30s",
+        "a message without a confirm after this long is published again, 1ms to 1h",
+    ),
+    optional(
+        "RELAY_MESSAGE_MAX_BYTES",
+        "16MiB",
+        "a larger body is a dead letter, 1B to 128MiB",
+    ),
+    optional(
+        "RELAY_RETRY_MIN_DELAY",
+        "1s",
+        "first backoff of a refused message, 1ms to 1d, with full jitter",
+    ),
+    optional(
+        "RELAY_RETRY_MAX_DELAY",
+        "5m",
+        "longest backoff of a refused message, 1ms to 30d",
+    ),
+    optional(
+        "RELAY_RETRY_MAX_ATTEMPTS",
+        "10",
+        "refusals before a message is a dead letter, 1 to 1000000; outages do not count",
+    ),
+    optional(
+        "RELAY_SHUTDOWN_GRACE",
+        "25s",
+        "how long a stop waits for confirms and marks, 1ms to 1h",
+    ),
+    optional(
+        "RELAY_SHUTDOWN_DRAIN",
+        "false",
+        "`true`: publish what is pending before stopping (Jobs)",
+    ),
+    optional(
+        "RELAY_ADMIN_LISTEN",
+        "0.0.0.0:9464",
+        "address and port of metrics and health, `127.0.0.1:9464` or `[::]:9464`",
+    ),
+    optional(
+        "RELAY_LOG",
+        "info",
+        "level, or levels per module: `info,outbox_relay=debug`; levels: `off` `error` `warn` `info` `debug` `trace`",
+    ),
+    optional(
+        "RELAY_LOG_FORMAT",
+        "auto",
+        "`auto` is `text` on a terminal, else `json`",
+    ),
+    without_default(
+        CONFIG_FILE,
+        "TOML file beneath the environment; `RELAY_POLL_BATCH_SIZE` is `poll_batch_size` or `[poll] batch_size` there",
+    ),
+];
+
+/// The variables as aligned text for `--help`: a line with name and default, then the help.
+pub fn help_text() -> String {
+    let mut text = String::new();
+    for variable in VARIABLES {
+        // Writing to a String cannot fail.
+        let _ = writeln!(text, "  {} [{}]", variable.name, variable.default_text());
+        let _ = writeln!(text, "      {}", variable.help);
+        if let (Some(file), Some(alias)) = (variable.file_name(), variable.alias) {
+            let _ = writeln!(text, "      also {alias}, or {file}: a file that holds it");
+        }
+    }
+    text
+}
+
+/// The variables as a Markdown table for the README.
+pub fn markdown_table() -> String {
+    let mut text = String::from("| variable | default | |\n|---|---|---|\n");
+    for variable in VARIABLES {
+        let default = match variable.default {
+            Some(value) => format!("`{value}`"),
+            None => variable.default_text().to_owned(),
+        };
+        let _ = writeln!(text, "| `{}` | {default} | {} |", variable.name, variable.help);
+    }
+    text
+}
+
+/// The variable of this name; the name must be one of the table.
+pub(super) fn find(name: &str) -> Option<&'static Variable> {
+    VARIABLES.iter().find(|variable| variable.name == name)
+}
+
+/// The variable that `name` sets, as itself or as a secret's file; aliases do not count.
+pub(super) fn known(name: &str) -> Option<&'static Variable> {
+    let of_file = || {
+        name.strip_suffix("_FILE")
+            .and_then(find)
+            .filter(|variable| variable.secret)
+    };
+    find(name).or_else(of_file)
+}
+
+/// The variable to blame for `name`: the one it sets, or itself when it is meant for the relay.
+pub(super) fn concerned(name: &str) -> Option<&str> {
+    let meant = name.starts_with(PREFIX) && !is_injected(name);
+    meant.then(|| known(name).map_or(name, |variable| variable.name))
+}
+
+/// Whether Kubernetes injects `name` into every pod beside a Service called `relay`.
+pub(super) fn is_injected(name: &str) -> bool {
+    name == "RELAY_PORT" || name.starts_with("RELAY_PORT_") || name.starts_with("RELAY_SERVICE_")
+}
+
+/// The known variable whose name resembles `name` most.
+pub(super) fn nearest(name: &str) -> &'static str {
+    // Common letter pairs find `RELAY_TABLE` → `RELAY_OUTBOX_TABLE`; edits find `RELAY_LGO`.
+    let score = |known: &str| {
+        let (a, b) = (strip(name), strip(known));
+        strsim::sorensen_dice(a, b) + strsim::normalized_damerau_levenshtein(a, b)
+    };
+    VARIABLES
+        .iter()
+        .map(|variable| variable.name)
+        .max_by(|a, b| score(a).total_cmp(&score(b)))
+        .unwrap_or(CONFIG_FILE)
+}
+
+fn strip(name: &str) -> &str {
+    name.strip_prefix(PREFIX).unwrap_or(name)
+}

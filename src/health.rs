@@ -1,0 +1,72 @@
+//! What the relay knows of its own state, for `/livez`, `/readyz` and `status`.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+/// The loop turns at least once a second; one that has not for this long is stuck.
+const STUCK: Duration = Duration::from_secs(30);
+
+/// Shared by the parts that know and the endpoints that tell.
+pub struct Health {
+    started: Instant,
+    turned_ms: AtomicU64,
+    /// The database, as the reader sees it.
+    pub database: Part,
+    /// The broker.
+    pub broker: Part,
+}
+
+/// Something the relay depends on.
+pub struct Part(Mutex<Result<(), String>>);
+
+impl Part {
+    fn new() -> Self {
+        Self(Mutex::new(Err("not connected yet".to_owned())))
+    }
+
+    /// It works.
+    pub fn up(&self) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Ok(());
+    }
+
+    /// It does not work; the reason holds no secret.
+    pub fn down(&self, reason: &str) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Err(reason.to_owned());
+    }
+
+    /// Whether it works, or why not.
+    pub fn state(&self) -> Result<(), String> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+impl Health {
+    /// Nothing is known yet.
+    pub fn new() -> Self {
+        Self {
+            started: Instant::now(),
+            turned_ms: AtomicU64::new(0),
+            database: Part::new(),
+            broker: Part::new(),
+        }
+    }
+
+    /// The relay's loop turned.
+    pub fn turned(&self) {
+        let ms = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.turned_ms.store(ms, Ordering::Relaxed);
+    }
+
+    /// Whether the loop still turns.
+    pub fn is_alive(&self) -> bool {
+        let turned = Duration::from_millis(self.turned_ms.load(Ordering::Relaxed));
+        self.started.elapsed().saturating_sub(turned) < STUCK
+    }
+}
+
+impl Default for Health {
+    fn default() -> Self {
+        Self::new()
+    }
+}

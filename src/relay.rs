@@ -1,0 +1,194 @@
+//! The stages wired together: one loop owns the state and turns on events; reading, publishing and marking happen in
+//! tasks of their own, so that they overlap.
+
+mod core;
+pub mod dispatch;
+pub mod holes;
+mod housekeeping;
+mod outage;
+mod publisher;
+pub mod reader;
+mod settler;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use tracing::{error, warn};
+
+use crate::broker::{Broker, Confirmed, Outcome};
+use crate::config::{Config, OnDeadLetter};
+use crate::health::Health;
+use crate::message::{MessageRules, RowId};
+use crate::metrics::Metrics;
+use crate::store::{Store, StoreError};
+
+use self::core::{Core, Queues};
+use dispatch::{Dispatcher, Generation, RetryPolicy, Settings};
+use publisher::{Batch, Publisher};
+use reader::{Answer, Plan, Read};
+use settler::Settler;
+
+/// Channels per connection. Measured: 4 channels of 250 reach the broker's rate, 1 channel of 1,000 half of it.
+pub const LANES: usize = 4;
+
+/// How long the broker's connection may take to close at a clean stop.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Rows that must wait are remembered without their bodies, about 200 bytes each; above this many (50 MB) no new rows
+/// are read until some have gone.
+const STUBS: usize = 250_000;
+
+/// What the tasks tell the loop. Every sender has a bounded number of these under way.
+enum Event {
+    Read {
+        read: Read,
+        answer: Result<Answer, StoreError>,
+    },
+    Connected {
+        generation: Generation,
+        lanes: Vec<mpsc::Sender<Batch>>,
+    },
+    /// The broker takes no messages, or takes them again.
+    Blocked(bool),
+    Report {
+        generation: Generation,
+        lane: usize,
+        outcomes: Vec<(RowId, Outcome)>,
+    },
+    /// The connection is being given up: nothing more is to be published on it.
+    Pausing,
+    /// All outcomes of the connection have been told.
+    Retired {
+        generation: Generation,
+    },
+    Settled {
+        marked: Vec<Confirmed>,
+        failed: Vec<RowId>,
+    },
+}
+
+/// How the relay is asked to stop.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stop {
+    /// Keep running.
+    No,
+    /// Finish what is under way, then end.
+    Gracefully,
+    /// End at once.
+    Now,
+}
+
+/// How the relay ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ended {
+    /// Everything that was published is settled.
+    Cleanly,
+    /// Time was up or a second signal came: some messages may be sent again by the next relay.
+    Unsettled,
+    /// A part of the relay itself failed; a person should see the log.
+    Broken,
+}
+
+/// What the relay works with.
+pub struct Parts {
+    /// The configuration in force.
+    pub config: Config,
+    /// The outbox.
+    pub store: Arc<dyn Store>,
+    /// The broker.
+    pub broker: Arc<dyn Broker>,
+    /// Counted into.
+    pub metrics: Arc<Metrics>,
+    /// Told to.
+    pub health: Arc<Health>,
+}
+
+/// Runs until it is asked to stop.
+pub async fn run(parts: Parts, stop: watch::Receiver<Stop>) -> Ended {
+    let Parts {
+        config,
+        store,
+        broker,
+        metrics,
+        health,
+    } = parts;
+    let (events, inbox) = mpsc::channel(64);
+    let (reads, read_queue) = mpsc::channel(1);
+    let (jobs, job_queue) = mpsc::channel(1);
+    let (close_broker, broker_closed) = watch::channel(false);
+    let mut tasks = JoinSet::new();
+    tasks.spawn(reader::run(store.clone(), metrics.clone(), read_queue, events.clone()));
+    tasks.spawn(Settler::new(store.clone(), metrics.clone(), events.clone()).run(job_queue));
+    tasks.spawn(housekeeping::sample_backlog(store.clone(), metrics.clone()));
+    if let Some(retention) = config.outbox.retention {
+        tasks.spawn(housekeeping::purge(store.clone(), metrics.clone(), retention));
+    }
+    let publisher = Publisher {
+        broker,
+        metrics: metrics.clone(),
+        health: health.clone(),
+        events,
+        stop: broker_closed,
+    };
+    let mut publishing = tokio::spawn(publisher.run());
+    let mut core = Core::new(
+        Dispatcher::new(settings(&config), fastrand::u64(..)),
+        Plan::new(
+            config.poll,
+            store.commits_out_of_order(),
+            config.on_dead_letter == OnDeadLetter::Block,
+        ),
+        Queues { inbox, reads, jobs },
+        config.shutdown,
+        metrics,
+        health,
+    );
+    let ended = tokio::select! {
+        ended = core.run(stop) => ended,
+        Some(_) = tasks.join_next() => {
+            error!("a part of the relay ended unexpectedly; ending, to be started anew");
+            Ended::Broken
+        }
+        _ = &mut publishing => {
+            error!("the publisher ended unexpectedly; ending, to be started anew");
+            Ended::Broken
+        }
+    };
+    // The connection is closed in order, so that the broker has dealt with all that was sent on it.
+    let _ = close_broker.send(true);
+    drop(core);
+    if ended == Ended::Cleanly && tokio::time::timeout(CLOSE_TIMEOUT, publishing).await.is_err() {
+        warn!("the connection to the broker did not close in time");
+    }
+    tasks.shutdown().await;
+    store.close().await;
+    ended
+}
+
+fn settings(config: &Config) -> Settings {
+    let in_flight = config.publish.in_flight as usize;
+    let batch = config.poll.batch_size as usize;
+    Settings {
+        ordering: config.ordering,
+        on_dead_letter: config.on_dead_letter,
+        retry: RetryPolicy {
+            min_delay: config.retry.min_delay,
+            max_delay: config.retry.max_delay,
+            max_attempts: config.retry.max_attempts,
+        },
+        rules: MessageRules {
+            default_exchange: config.amqp_exchange.clone(),
+            max_body_bytes: config.publish.max_message_bytes,
+        },
+        lanes: LANES.min(in_flight),
+        in_flight,
+        // One window being marked while the next is in flight, and one more between them.
+        unmarked: 2 * in_flight,
+        rows: 2 * in_flight + 2 * batch,
+        stubs: STUBS,
+        rows_per_key: (in_flight / 2 + batch / 2).max(16),
+        bytes: config.publish.in_flight_bytes,
+    }
+}

@@ -1,0 +1,396 @@
+//! The loop: takes events, turns the state machine, starts what can be started. It is the only place that holds state.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::{mpsc, watch};
+use tracing::{error, info, warn};
+
+use crate::config::Shutdown;
+use crate::health::Health;
+use crate::metrics::Metrics;
+use crate::store::StoreError;
+
+use super::dispatch::{Dispatcher, Generation, Notice, Time};
+use super::outage::Outage;
+use super::publisher::Batch;
+use super::reader::{Answer, Plan, Read};
+use super::settler::Job;
+use super::{Ended, Event, Stop};
+
+/// Marks wait for each other this long at the most, so that a trickle of rows does not cost one write each.
+const MARK_LINGER: Duration = Duration::from_millis(5);
+
+/// Marks that are enough for a write at once.
+const MARK_BATCH: usize = 250;
+
+/// The loop turns at least this often.
+const LONGEST_TURN: Duration = Duration::from_secs(1);
+
+/// Failures of rows are logged one by one up to this many a second.
+const FAILURE_LOGS_PER_SECOND: u32 = 10;
+
+/// The channels between the loop and the tasks.
+pub(super) struct Queues {
+    pub(super) inbox: mpsc::Receiver<Event>,
+    pub(super) reads: mpsc::Sender<Read>,
+    pub(super) jobs: mpsc::Sender<Job>,
+}
+
+pub(super) struct Core {
+    dispatcher: Dispatcher,
+    plan: Plan,
+    queues: Queues,
+    clock: Instant,
+    reading: bool,
+    reading_stopped: bool,
+    settling: bool,
+    /// When the oldest mark that was not handed on was made.
+    oldest_mark: Option<Time>,
+    lanes: Vec<LaneSlot>,
+    generation: Option<Generation>,
+    database: Outage,
+    logs: LogBudget,
+    shutdown: Shutdown,
+    metrics: Arc<Metrics>,
+    health: Arc<Health>,
+}
+
+struct LaneSlot {
+    batches: mpsc::Sender<Batch>,
+    idle: bool,
+}
+
+impl Core {
+    pub(super) fn new(
+        dispatcher: Dispatcher,
+        plan: Plan,
+        queues: Queues,
+        shutdown: Shutdown,
+        metrics: Arc<Metrics>,
+        health: Arc<Health>,
+    ) -> Self {
+        Self {
+            dispatcher,
+            plan,
+            queues,
+            clock: Instant::now(),
+            reading: false,
+            reading_stopped: false,
+            settling: false,
+            oldest_mark: None,
+            lanes: Vec::new(),
+            generation: None,
+            database: Outage::new("reading the outbox table"),
+            logs: LogBudget::default(),
+            shutdown,
+            metrics,
+            health,
+        }
+    }
+
+    /// Until the relay is asked to stop and has done so.
+    pub(super) async fn run(&mut self, mut stop: watch::Receiver<Stop>) -> Ended {
+        let mut stopping: Option<Stopping> = None;
+        loop {
+            self.turn();
+            self.health.turned();
+            if let Some(ended) = stopping.as_mut().and_then(|stopping| self.stopped(stopping)) {
+                return ended;
+            }
+            let wait = self.wait(stopping.as_ref());
+            tokio::select! {
+                event = self.queues.inbox.recv() => {
+                    let Some(event) = event else { return Ended::Broken };
+                    self.take(event);
+                    // Whatever else has come is taken in the same turn.
+                    while let Ok(event) = self.queues.inbox.try_recv() {
+                        self.take(event);
+                    }
+                }
+                () = tokio::time::sleep(wait) => {}
+                changed = stop.changed() => {
+                    let asked = *stop.borrow_and_update();
+                    if changed.is_err() || asked == Stop::Now {
+                        self.warn_unsettled("stopping at once");
+                        return Ended::Unsettled;
+                    }
+                    if asked == Stop::Gracefully && stopping.is_none() {
+                        stopping = Some(self.begin_stop());
+                    }
+                }
+            }
+        }
+    }
+
+    fn now(&self) -> Time {
+        self.clock.elapsed()
+    }
+
+    /// Everything that can be started now is started.
+    fn turn(&mut self) {
+        let now = self.now();
+        self.dispatcher.tick(now);
+        self.publish();
+        self.settle(now);
+        self.read(now);
+        self.tell();
+        self.metrics
+            .in_flight
+            .set(i64::try_from(self.dispatcher.in_flight()).unwrap_or(i64::MAX));
+    }
+
+    fn publish(&mut self) {
+        for number in 0..self.lanes.len() {
+            if !self.lanes[number].idle {
+                continue;
+            }
+            let batch = self.dispatcher.next_batch(number);
+            if batch.is_empty() {
+                continue;
+            }
+            self.lanes[number].idle = false;
+            // A lane that ended takes nothing more; its messages are unknown when its connection is retired.
+            let _ = self.lanes[number].batches.try_send(batch);
+        }
+    }
+
+    fn settle(&mut self, now: Time) {
+        let waiting = self.dispatcher.marks_waiting();
+        if self.oldest_mark.is_none() && waiting > 0 {
+            self.oldest_mark = Some(now);
+        }
+        let due = self.oldest_mark.is_some_and(|oldest| now >= oldest + MARK_LINGER) || waiting >= MARK_BATCH;
+        if self.settling || !(due || self.dispatcher.failures_waiting()) {
+            return;
+        }
+        self.oldest_mark = None;
+        self.settling = true;
+        let job = Job {
+            sent: self.dispatcher.take_marks(),
+            failed: self.dispatcher.take_failures(),
+        };
+        // There is room: one job is under way at a time.
+        let _ = self.queues.jobs.try_send(job);
+    }
+
+    fn read(&mut self, now: Time) {
+        if self.reading || self.reading_stopped {
+            return;
+        }
+        if let Some(read) = self.plan.next(&self.dispatcher, now) {
+            self.reading = true;
+            self.dispatcher.read_started();
+            // There is room: one read is under way at a time.
+            let _ = self.queues.reads.try_send(read);
+        }
+    }
+
+    fn wait(&self, stopping: Option<&Stopping>) -> Duration {
+        let now = self.now();
+        let mark = self
+            .oldest_mark
+            .filter(|_| !self.settling)
+            .map(|oldest| oldest + MARK_LINGER);
+        let read = if self.reading || self.reading_stopped {
+            None
+        } else {
+            self.plan.next_time(&self.dispatcher)
+        };
+        let deadline = stopping.map(|stopping| stopping.deadline);
+        let next = [mark, read, deadline, self.dispatcher.next_timer()]
+            .into_iter()
+            .flatten()
+            .min();
+        next.map_or(LONGEST_TURN, |at| at.saturating_sub(now)).min(LONGEST_TURN)
+    }
+
+    fn take(&mut self, event: Event) {
+        let now = self.now();
+        match event {
+            Event::Read { read, answer } => self.take_read(read, answer, now),
+            Event::Connected { generation, lanes } => {
+                self.lanes = lanes
+                    .into_iter()
+                    .map(|batches| LaneSlot { batches, idle: true })
+                    .collect();
+                self.generation = Some(generation);
+                self.dispatcher.connected(generation);
+            }
+            Event::Blocked(true) => self.dispatcher.paused(),
+            Event::Blocked(false) => {
+                if let Some(generation) = self.generation {
+                    self.dispatcher.connected(generation);
+                }
+            }
+            Event::Report {
+                generation,
+                lane,
+                outcomes,
+            } => {
+                for (row, outcome) in outcomes {
+                    self.dispatcher.outcome(generation, row, outcome, now);
+                }
+                if self.generation == Some(generation) {
+                    self.lanes[lane].idle = true;
+                }
+            }
+            Event::Pausing => {
+                self.generation = None;
+                self.lanes.clear();
+                self.dispatcher.paused();
+            }
+            Event::Retired { generation } => self.dispatcher.retired(generation, now),
+            Event::Settled { marked, failed } => {
+                self.settling = false;
+                self.dispatcher.marked(&marked);
+                self.dispatcher.failures_written(&failed, now);
+            }
+        }
+    }
+
+    fn take_read(&mut self, read: Read, answer: Result<Answer, StoreError>, now: Time) {
+        self.reading = false;
+        let is_head = matches!(read, Read::Head { .. });
+        match answer {
+            Ok(answer) => {
+                self.database.over();
+                self.health.database.up();
+                let rows = self.plan.answered(read, answer, &mut self.dispatcher, now);
+                if is_head {
+                    self.metrics.polled(rows);
+                }
+            }
+            Err(error) => {
+                if !error.is_conflict() {
+                    self.database.goes_on(&error.to_string());
+                    self.health.database.down(&error.to_string());
+                }
+                self.plan.failed(now);
+                if is_head {
+                    self.metrics.polled(None);
+                }
+            }
+        }
+        self.dispatcher.read_finished();
+    }
+
+    fn tell(&mut self) {
+        for notice in self.dispatcher.take_notices() {
+            match notice {
+                Notice::Published { latency } => self.metrics.published(latency),
+                Notice::Failed {
+                    row,
+                    reason,
+                    detail,
+                    first,
+                } => {
+                    self.metrics.failed(reason);
+                    if first && self.logs.allows() {
+                        warn!(
+                            row = row.0,
+                            reason, detail, "a row could not be published; its key waits for the next try"
+                        );
+                    }
+                }
+                Notice::DeadLettered { row, reason } => {
+                    self.metrics.dead_lettered(reason);
+                    if self.logs.allows() {
+                        error!(row = row.0, reason, "a row was given up and is a dead letter now");
+                    }
+                }
+            }
+        }
+        let blocked = i64::try_from(self.dispatcher.blocked_keys()).unwrap_or(i64::MAX);
+        self.metrics.blocked_keys.set(blocked);
+    }
+}
+
+/// A stop under way.
+struct Stopping {
+    deadline: Time,
+    /// Reading goes on until a sweep that began after this many has found nothing more (`RELAY_SHUTDOWN_DRAIN`).
+    sweeps_before: Option<u64>,
+}
+
+impl Core {
+    fn begin_stop(&mut self) -> Stopping {
+        let now = self.now();
+        info!(grace = ?self.shutdown.grace, drain = self.shutdown.drain, in_flight = self.dispatcher.in_flight(), "stopping");
+        let sweeps_before = self.shutdown.drain.then(|| self.plan.sweeps_done());
+        if self.shutdown.drain {
+            self.plan.sweep_now(now);
+        } else {
+            self.stop_reading();
+        }
+        Stopping {
+            deadline: now + self.shutdown.grace,
+            sweeps_before,
+        }
+    }
+
+    /// No row begins its way any more.
+    fn stop_reading(&mut self) {
+        self.reading_stopped = true;
+        self.dispatcher.stop();
+    }
+
+    /// Whether the stop is complete, or its time is up.
+    fn stopped(&mut self, stopping: &mut Stopping) -> Option<Ended> {
+        if let Some(before) = stopping.sweeps_before
+            && self.plan.sweeps_done() > before
+            && self.dispatcher.is_drained()
+        {
+            stopping.sweeps_before = None;
+            self.stop_reading();
+        }
+        if stopping.sweeps_before.is_none() && self.dispatcher.is_settled() && !self.settling {
+            info!("stopped: everything that was published is settled");
+            return Some(Ended::Cleanly);
+        }
+        if self.now() >= stopping.deadline {
+            self.warn_unsettled("the time to stop is up");
+            return Some(Ended::Unsettled);
+        }
+        None
+    }
+
+    fn warn_unsettled(&self, why: &str) {
+        let (in_flight, unmarked) = (self.dispatcher.in_flight(), self.dispatcher.unmarked());
+        warn!(
+            in_flight,
+            unmarked, "{why}: these messages may be sent again, with the same message_id, by the next relay"
+        );
+    }
+}
+
+/// Keeps a storm of failures from becoming a storm of logs; the metrics count them all.
+#[derive(Default)]
+struct LogBudget {
+    second: Option<Instant>,
+    used: u32,
+    swallowed: u64,
+}
+
+impl LogBudget {
+    fn allows(&mut self) -> bool {
+        if self
+            .second
+            .is_none_or(|second| second.elapsed() >= Duration::from_secs(1))
+        {
+            if self.swallowed > 0 {
+                warn!(
+                    count = self.swallowed,
+                    "more rows had trouble than were logged: see the metrics"
+                );
+            }
+            *self = Self {
+                second: Some(Instant::now()),
+                ..Self::default()
+            };
+        }
+        self.used += 1;
+        self.swallowed += u64::from(self.used > FAILURE_LOGS_PER_SECOND);
+        self.used <= FAILURE_LOGS_PER_SECOND
+    }
+}

@@ -1,0 +1,242 @@
+//! The reading side: rows come in, as far as there is room and use for them.
+
+use std::cmp::Reverse;
+use std::time::Duration;
+
+use crate::config::{OnDeadLetter, Ordering};
+use crate::message::{self, Message, OrderingKey, OutboxRow, Payload, RowId};
+use crate::store::Stub;
+
+use super::{Content, Dispatcher, Row, State, Time};
+
+use std::sync::Arc;
+
+/// Rows without a key that are due later than this are not remembered: a later sweep finds them again.
+const FORGET_AFTER: Duration = Duration::from_secs(60);
+
+impl Dispatcher {
+    /// How many more rows can be taken in now.
+    pub fn room(&self) -> usize {
+        let full = self.bytes >= self.settings.bytes || !self.left.is_empty() || self.stubs >= self.settings.stubs;
+        if full {
+            0
+        } else {
+            self.settings.rows.saturating_sub(self.active())
+        }
+    }
+
+    /// A read of the table begins. At most one is under way.
+    pub fn read_started(&mut self) {
+        self.reading = true;
+    }
+
+    /// The read's rows have been admitted, or it failed.
+    pub fn read_finished(&mut self) {
+        self.reading = false;
+        for id in std::mem::take(&mut self.forget_after_read) {
+            self.rows.remove(&id);
+        }
+    }
+
+    /// Takes in rows as read. Known ones only gain their body; those that their key cannot use yet stay in the table.
+    pub fn admit(&mut self, rows: Vec<OutboxRow>, now: Time) {
+        for row in rows {
+            match self.rows.get(&row.id) {
+                Some(known) if known.state == State::Fetching => self.body_arrived(row, now),
+                Some(_) => {}
+                None => self.admit_new(row, now),
+            }
+        }
+    }
+
+    /// Takes in what a scan found of the ids above `after` and up to `through` (`complete`: all that have ever been
+    /// read). Returns up to where it got: it stops when there is no more room.
+    pub fn admit_stubs(&mut self, stubs: &[Stub], after: RowId, through: RowId, complete: bool, now: Time) -> RowId {
+        self.keys.scan_began(after);
+        let mut got = (through, complete);
+        for stub in stubs {
+            if self.rows.contains_key(&stub.id) {
+                continue;
+            }
+            if self.room() == 0 {
+                got = (RowId(stub.id.0 - 1), false);
+                break;
+            }
+            self.admit_stub(stub, now);
+        }
+        self.keys.scan_ended(got.0, got.1);
+        got.0
+    }
+
+    /// Takes in rows that appeared below ids already read. They are few, and later rows of their keys may be about to
+    /// go: they do not ask for room.
+    pub fn admit_late(&mut self, stubs: &[Stub], now: Time) {
+        for stub in stubs {
+            if !self.rows.contains_key(&stub.id) {
+                self.admit_stub(stub, now);
+            }
+        }
+    }
+
+    fn admit_stub(&mut self, stub: &Stub, now: Time) {
+        let key = self.ordered(stub.ordering_key.as_ref());
+        if key.as_ref().is_none_or(|key| self.keys.takes_from_scan(key, stub.id)) {
+            let row = Row::new(key, Content::Left, 0, 0, (Duration::ZERO, now));
+            self.insert(stub.id, row, stub.due_in, now);
+        }
+    }
+
+    /// The id from which rows of some flowing key were left in the table, if there is room for them now.
+    pub fn refill_from(&self) -> Option<RowId> {
+        if self.room() == 0 {
+            None
+        } else {
+            self.keys.refill_from()
+        }
+    }
+
+    /// Up to `limit` rows whose bodies should be fetched now, and how many bytes of them there is room for.
+    pub fn to_fetch(&self, limit: usize) -> (Vec<RowId>, u64) {
+        let room = self.settings.bytes.saturating_sub(self.bytes);
+        // When nothing else can go, one row is fetched whatever its size: else rows behind it could fill the room that
+        // it needs.
+        let stalled = self.in_flight == 0 && self.ready.is_empty();
+        let mut ids = Vec::new();
+        let mut sum = 0;
+        for id in self.left.iter().take(limit) {
+            let size = self.rows.get(id).map_or(0, |row| row.size);
+            if sum + size > room && !(ids.is_empty() && stalled) {
+                break;
+            }
+            sum += size;
+            ids.push(*id);
+        }
+        (ids, room)
+    }
+
+    /// Of the rows that a fetch asked for, those that it did not bring are not unsent any more: forgotten.
+    pub fn fetched(&mut self, asked: &[RowId], rows: Vec<OutboxRow>, now: Time) {
+        for id in asked {
+            if rows.iter().any(|row| row.id == *id) || !self.left.remove(id) {
+                continue;
+            }
+            if let Some(key) = self.rows.remove(id).and_then(|row| row.key) {
+                self.keys.gone(&key, *id);
+                self.queue_key(key);
+            }
+        }
+        self.admit(rows, now);
+    }
+
+    /// Tells which keys have a dead letter (matters for `block` only). `as_of`: when the table was asked.
+    pub fn dead_keys(&mut self, found: &[(OrderingKey, RowId)], as_of: Time) {
+        if self.settings.on_dead_letter == OnDeadLetter::Continue || self.settings.ordering == Ordering::None {
+            return;
+        }
+        let (released, left) = self.keys.replace_dead(found, as_of);
+        for row in left {
+            self.drop_body(row);
+            self.rows.remove(&row);
+        }
+        for key in released {
+            self.queue_key(key);
+        }
+    }
+
+    fn ordered(&self, key: Option<&OrderingKey>) -> Option<OrderingKey> {
+        if self.settings.ordering == Ordering::None {
+            None
+        } else {
+            key.cloned()
+        }
+    }
+
+    fn admit_new(&mut self, row: OutboxRow, now: Time) {
+        let key = self.ordered(row.ordering_key.as_ref());
+        if key.is_none() && row.due_in > FORGET_AFTER {
+            return;
+        }
+        if key.as_ref().is_some_and(|key| !self.keys.takes(key, row.id)) {
+            return;
+        }
+        let (id, due_in, attempts, age) = (row.id, row.due_in, row.attempts, row.age);
+        let size = row.payload.size();
+        let content = self.content(row);
+        self.insert(id, Row::new(key, content, size, attempts, (age, now)), due_in, now);
+    }
+
+    fn insert(&mut self, id: RowId, mut row: Row, due_in: Duration, now: Time) {
+        let key = row.key.clone();
+        if due_in.is_zero() {
+            if matches!(row.content, Content::Ready(_)) {
+                self.bytes += row.size;
+            }
+            self.rows.insert(id, row);
+            self.queue(id, key);
+        } else {
+            row.content = Content::Left;
+            row.state = State::Waiting;
+            self.rows.insert(id, row);
+            self.hold(id, key.as_ref());
+            self.back_off(id, now.saturating_add(due_in));
+        }
+    }
+
+    /// `id` waits until this time.
+    pub(super) fn back_off(&mut self, id: RowId, until: Time) {
+        self.drop_body(id);
+        if let Some(row) = self.rows.get_mut(&id) {
+            row.state = State::Backoff { until };
+            self.stubs += 1;
+            self.timers.push(Reverse((until, id)));
+        }
+    }
+
+    fn body_arrived(&mut self, read: OutboxRow, now: Time) {
+        let (id, size, age, attempts) = (read.id, read.payload.size(), read.age, read.attempts);
+        let content = self.content(read);
+        let Some(row) = self.rows.get_mut(&id) else { return };
+        row.size = size;
+        row.attempts = row.attempts.max(attempts);
+        row.age = (age, now);
+        // The store had no room for it this time: it stays in the line.
+        if matches!(content, Content::Left) {
+            return;
+        }
+        if matches!(content, Content::Ready(_)) {
+            self.bytes += size;
+        }
+        row.content = content;
+        row.state = State::Waiting;
+        let key = row.key.clone();
+        self.left.remove(&id);
+        self.queue(id, key);
+    }
+
+    fn content(&self, row: OutboxRow) -> Content {
+        if let Payload::Left(size) = row.payload {
+            return match message::check_body_size(size, &self.settings.rules) {
+                Ok(()) => Content::Left,
+                Err(invalid) => Content::Bad(invalid),
+            };
+        }
+        match Message::from_row(row, &self.settings.rules) {
+            Ok(message) => Content::Ready(Arc::new(message)),
+            Err(invalid) => Content::Bad(invalid),
+        }
+    }
+}
+
+impl Row {
+    fn new(key: Option<OrderingKey>, content: Content, size: u64, attempts: u32, age: (Duration, Time)) -> Self {
+        Self {
+            key,
+            content,
+            size,
+            attempts,
+            setbacks: 0,
+            state: State::Waiting,
+            age,
+        }
+    }
+}

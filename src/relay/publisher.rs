@@ -1,0 +1,203 @@
+//! Keeps a connection to the broker, with its lanes. A connection that failed in any way is retired whole: closed, its
+//! lanes ended and their last outcomes told, before the next one is opened under a new generation number.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use backon::{BackoffBuilder, ExponentialBuilder};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use tracing::{info, warn};
+
+use crate::broker::{Broker, Connected, Lane, Session};
+use crate::health::Health;
+use crate::message::Message;
+use crate::metrics::Metrics;
+
+use super::Event;
+use super::dispatch::Generation;
+use super::outage::Outage;
+
+/// How often the connection's state is looked at.
+const WATCH_INTERVAL: Duration = Duration::from_millis(100);
+
+/// Lanes end by themselves once their socket is shut; after this long they are given up, and their messages unknown.
+const LANES_END: Duration = Duration::from_secs(5);
+
+/// A connection that lasted longer was a good one: after it the first attempt comes at once.
+const GOOD_CONNECTION: Duration = Duration::from_secs(5);
+
+/// Messages for one lane.
+pub(super) type Batch = Vec<Arc<Message>>;
+
+pub(super) struct Publisher {
+    pub(super) broker: Arc<dyn Broker>,
+    pub(super) metrics: Arc<Metrics>,
+    pub(super) health: Arc<Health>,
+    pub(super) events: mpsc::Sender<Event>,
+    /// True: close and end.
+    pub(super) stop: watch::Receiver<bool>,
+}
+
+impl Publisher {
+    pub(super) async fn run(mut self) {
+        let delays = ExponentialBuilder::default()
+            .with_min_delay(Duration::from_millis(100))
+            .with_max_delay(Duration::from_secs(5))
+            .with_jitter()
+            .without_max_times();
+        let mut backoff = delays.build();
+        let mut outage = Outage::new("connecting to the broker");
+        let mut generation = 0;
+        loop {
+            let attempt = tokio::select! {
+                attempt = self.broker.connect() => attempt,
+                () = stopped(&mut self.stop) => return,
+            };
+            self.metrics.connect(attempt.is_ok());
+            match attempt {
+                Ok(connected) => {
+                    outage.over();
+                    generation += 1;
+                    let since = Instant::now();
+                    if !self.use_connection(connected, generation).await {
+                        return;
+                    }
+                    if since.elapsed() > GOOD_CONNECTION {
+                        backoff = delays.build();
+                        continue;
+                    }
+                }
+                Err(error) => {
+                    self.health.broker.down(&error.0);
+                    outage.goes_on(&error.0);
+                }
+            }
+            let pause = backoff.next().unwrap_or(Duration::from_secs(5));
+            tokio::select! {
+                () = tokio::time::sleep(pause) => {}
+                () = stopped(&mut self.stop) => return,
+            }
+        }
+    }
+
+    /// Until the connection fails; false when the relay stops.
+    async fn use_connection(&mut self, connected: Connected, generation: Generation) -> bool {
+        let Connected { session, lanes } = connected;
+        info!(broker = session.address(), "connected to the broker");
+        self.health.broker.up();
+        self.metrics.broker_connected.set(1);
+        let (broken, mut breaks) = mpsc::channel(1);
+        let mut tasks = JoinSet::new();
+        let mut senders = Vec::with_capacity(lanes.len());
+        for (number, lane) in lanes.into_iter().enumerate() {
+            let (sender, batches) = mpsc::channel(1);
+            senders.push(sender);
+            let task = LaneTask {
+                lane,
+                number,
+                generation,
+                metrics: self.metrics.clone(),
+                events: self.events.clone(),
+                broken: broken.clone(),
+            };
+            tasks.spawn(task.run(batches));
+        }
+        self.tell(Event::Connected {
+            generation,
+            lanes: senders,
+        })
+        .await;
+        let mut stop = self.stop.clone();
+        let failure = tokio::select! {
+            failure = self.watch(&*session, &mut breaks) => Some(failure),
+            Some(_) = tasks.join_next() => Some(breaks.try_recv().unwrap_or_else(|_| "a lane ended unexpectedly".to_owned())),
+            () = stopped(&mut stop) => None,
+        };
+        self.metrics.broker_connected.set(0);
+        self.metrics.broker_blocked.set(0);
+        if let Some(reason) = &failure {
+            warn!(reason, "lost the connection to the broker");
+            self.health.broker.down(reason);
+        }
+        self.tell(Event::Pausing).await;
+        session.close().await;
+        let ended = async { while tasks.join_next().await.is_some() {} };
+        if tokio::time::timeout(LANES_END, ended).await.is_err() {
+            tasks.shutdown().await;
+        }
+        self.tell(Event::Retired { generation }).await;
+        failure.is_some()
+    }
+
+    /// Returns why the connection is of no more use.
+    async fn watch(&self, session: &dyn Session, breaks: &mut mpsc::Receiver<String>) -> String {
+        let mut was_blocked = false;
+        loop {
+            tokio::select! {
+                Some(reason) = breaks.recv() => return session.failure().map_or(reason.clone(), |failure| format!("{failure} ({reason})")),
+                () = tokio::time::sleep(WATCH_INTERVAL) => {}
+            }
+            if let Some(reason) = session.failure() {
+                return reason;
+            }
+            let blocked = session.blocked();
+            if blocked != was_blocked {
+                was_blocked = blocked;
+                self.metrics.broker_blocked.set(i64::from(blocked));
+                if blocked {
+                    warn!("the broker takes no messages (memory or disk alarm); waiting for it");
+                    self.health.broker.down("blocked by the broker: memory or disk alarm");
+                } else {
+                    info!("the broker takes messages again");
+                    self.health.broker.up();
+                }
+                self.tell(Event::Blocked(blocked)).await;
+            }
+        }
+    }
+
+    async fn tell(&self, event: Event) {
+        // The relay is gone: nobody is left to be told.
+        let _ = self.events.send(event).await;
+    }
+}
+
+struct LaneTask {
+    lane: Box<dyn Lane>,
+    number: usize,
+    generation: Generation,
+    metrics: Arc<Metrics>,
+    events: mpsc::Sender<Event>,
+    broken: mpsc::Sender<String>,
+}
+
+impl LaneTask {
+    async fn run(mut self, mut batches: mpsc::Receiver<Batch>) {
+        while let Some(batch) = batches.recv().await {
+            let start = Instant::now();
+            let report = self.lane.publish(&batch).await;
+            self.metrics.batch(batch.len(), start.elapsed());
+            let broken = report.broken.clone();
+            let event = Event::Report {
+                generation: self.generation,
+                lane: self.number,
+                outcomes: report.outcomes,
+            };
+            if self.events.send(event).await.is_err() {
+                return;
+            }
+            if let Some(reason) = broken {
+                // Another lane may have told already.
+                let _ = self.broken.try_send(reason);
+                return;
+            }
+        }
+    }
+}
+
+/// Ends when the relay is to stop.
+pub(super) async fn stopped(stop: &mut watch::Receiver<bool>) {
+    // An error means that nobody is left who could ask for more work.
+    let _ = stop.wait_for(|stop| *stop).await;
+}

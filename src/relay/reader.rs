@@ -1,0 +1,388 @@
+//! What to read next, and the task that reads it. One read is under way at a time.
+//!
+//! Three reads: the *head* (ids above the cursor) is the fast way of new rows. *Probes* look at ids that the cursor
+//! skipped ([`Holes`]). *Scans* walk all that is unsent below the cursor: now and then (the sweep), which is what makes
+//! loss impossible whatever happened to the ids, and whenever a key can go on whose rows were left in the table.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::mpsc;
+
+use crate::config::Poll;
+use crate::message::{OrderingKey, OutboxRow, RowId};
+use crate::metrics::Metrics;
+use crate::store::{Probe, Shares, Store, StoreError, Stub};
+
+use super::Event;
+use super::dispatch::{Dispatcher, Time};
+use super::holes::Holes;
+
+/// How often skipped ids are looked at while no new rows come.
+const PROBE_INTERVAL: Duration = Duration::from_millis(100);
+
+/// Ids of one page of a scan; they come without bodies.
+const SCAN_PAGE: u32 = 5_000;
+
+/// Bodies fetched with one statement.
+const FETCH_PAGE: usize = 500;
+
+/// Where the database tells cheaply whether anything changed, it is asked at least this often.
+const CHANGE_INTERVAL: Duration = Duration::from_millis(10);
+
+/// How many ids below the newest are taken for skipped at the start: transactions that were open then.
+const START_WATCH: i64 = 1_000;
+
+/// Longest pause after an error.
+const ERROR_PAUSE: Duration = Duration::from_secs(5);
+
+/// Keys with dead letters that are asked for.
+const DEAD_KEYS: u32 = 10_000;
+
+/// One question to the store.
+#[derive(Debug, Clone)]
+pub enum Read {
+    /// New rows.
+    Head {
+        /// The cursor.
+        after: RowId,
+        /// Rows at the most.
+        limit: u32,
+    },
+    /// Everything unsent in a range of ids.
+    Scan {
+        /// Not this one.
+        after: RowId,
+        /// This one too.
+        to: RowId,
+    },
+    /// Ids that were skipped.
+    Probe(Vec<RowId>),
+    /// Bodies.
+    Fetch {
+        /// Of these rows.
+        ids: Vec<RowId>,
+        /// Of so many bytes together.
+        bytes: u64,
+    },
+    /// Keys with dead letters.
+    DeadKeys,
+    /// Has anything changed?
+    Changed,
+}
+
+/// The store's answer.
+#[derive(Debug)]
+pub enum Answer {
+    /// To [`Read::Head`].
+    Head(Vec<OutboxRow>),
+    /// To [`Read::Scan`].
+    Scan(Vec<Stub>),
+    /// To [`Read::Probe`].
+    Probe(Probe),
+    /// To [`Read::Fetch`].
+    Fetch(Vec<OutboxRow>),
+    /// To [`Read::DeadKeys`].
+    DeadKeys(Vec<(OrderingKey, RowId)>),
+    /// To [`Read::Changed`]; `None`: the database cannot tell.
+    Changed(Option<bool>),
+}
+
+/// Decides what is read when.
+pub struct Plan {
+    poll: Poll,
+    out_of_order: bool,
+    watch_dead_keys: bool,
+    cursor: RowId,
+    /// The cursor has been at the end of the table once.
+    caught_up: bool,
+    /// Rows of a head read that wait until the skipped ids have been looked at.
+    unproven: Option<Vec<OutboxRow>>,
+    holes: Holes,
+    head_at: Time,
+    idle: Duration,
+    /// Whether the database can tell cheaply that nothing changed.
+    tells_changes: bool,
+    /// The last head read was empty: that question comes first.
+    ask_first: bool,
+    probe_at: Time,
+    sweep_at: Time,
+    /// How far the sweep under way has come.
+    sweep: Option<RowId>,
+    sweeps_done: u64,
+    /// Dead keys are asked for before the first rows are used, and with every sweep.
+    dead_keys_due: bool,
+    asked_at: Time,
+    scan_next: bool,
+    errors: u32,
+}
+
+impl Plan {
+    /// Begins with everything unsent.
+    pub fn new(poll: Poll, out_of_order: bool, watch_dead_keys: bool) -> Self {
+        Self {
+            idle: poll.min_interval,
+            sweep_at: poll.sweep_interval,
+            poll,
+            out_of_order,
+            watch_dead_keys,
+            cursor: RowId(i64::MIN),
+            caught_up: false,
+            unproven: None,
+            holes: Holes::default(),
+            head_at: Duration::ZERO,
+            tells_changes: true,
+            ask_first: false,
+            probe_at: Duration::ZERO,
+            sweep: None,
+            sweeps_done: 0,
+            dead_keys_due: watch_dead_keys,
+            asked_at: Duration::ZERO,
+            scan_next: false,
+            errors: 0,
+        }
+    }
+
+    /// How many sweeps have been completed.
+    pub fn sweeps_done(&self) -> u64 {
+        self.sweeps_done
+    }
+
+    /// Sweeps now.
+    pub fn sweep_now(&mut self, now: Time) {
+        self.sweep_at = now;
+        self.sweep = None;
+    }
+
+    /// The next question, if it is time for one.
+    pub fn next(&mut self, dispatcher: &Dispatcher, now: Time) -> Option<Read> {
+        self.asked_at = now;
+        if self.errors > 0 && now < self.head_at {
+            return None;
+        }
+        if self.dead_keys_due {
+            return Some(Read::DeadKeys);
+        }
+        if self.unproven.is_some() {
+            return Some(Read::Probe(self.holes.ids()));
+        }
+        let (ids, bytes) = dispatcher.to_fetch(FETCH_PAGE);
+        if !ids.is_empty() {
+            return Some(Read::Fetch { ids, bytes });
+        }
+        self.scan_next = !self.scan_next;
+        if self.scan_next {
+            self.back(dispatcher, now).or_else(|| self.head(dispatcher, now))
+        } else {
+            self.head(dispatcher, now).or_else(|| self.back(dispatcher, now))
+        }
+    }
+
+    /// When to ask again if nothing happens.
+    pub fn next_time(&self, dispatcher: &Dispatcher) -> Option<Time> {
+        if self.errors > 0 {
+            return Some(self.head_at);
+        }
+        let room = dispatcher.room() > 0;
+        let head = room.then_some(self.head_at);
+        let sweep = room.then_some(self.sweep_at);
+        let probe = (!self.holes.is_empty()).then_some(self.probe_at);
+        [head, sweep, probe].into_iter().flatten().min()
+    }
+
+    fn head(&mut self, dispatcher: &Dispatcher, now: Time) -> Option<Read> {
+        let room = dispatcher.room();
+        if room == 0 || now < self.head_at {
+            return None;
+        }
+        if self.ask_first && self.tells_changes {
+            return Some(Read::Changed);
+        }
+        let limit = u32::try_from(room).unwrap_or(u32::MAX).min(self.poll.batch_size);
+        Some(Read::Head {
+            after: self.cursor,
+            limit,
+        })
+    }
+
+    fn back(&mut self, dispatcher: &Dispatcher, now: Time) -> Option<Read> {
+        if let Some(from) = dispatcher.refill_from() {
+            return Some(self.scan(RowId(from.0.saturating_sub(1))));
+        }
+        if now >= self.sweep_at && dispatcher.room() > 0 && self.cursor > RowId(i64::MIN) {
+            let after = *self.sweep.get_or_insert(RowId(i64::MIN));
+            return Some(self.scan(after));
+        }
+        if now >= self.probe_at && !self.holes.is_empty() {
+            return Some(Read::Probe(self.holes.ids()));
+        }
+        None
+    }
+
+    fn scan(&self, after: RowId) -> Read {
+        Read::Scan { after, to: self.cursor }
+    }
+
+    /// Takes in an answer. Rows go to the dispatcher; returns how many new rows a head read brought.
+    pub fn answered(&mut self, read: Read, answer: Answer, dispatcher: &mut Dispatcher, now: Time) -> Option<usize> {
+        self.errors = 0;
+        match (read, answer) {
+            (Read::Head { after, limit }, Answer::Head(rows)) => {
+                let count = rows.len();
+                self.head_read(after, limit, rows, dispatcher, now);
+                return Some(count);
+            }
+            (Read::Scan { after, to }, Answer::Scan(stubs)) => self.scanned(after, to, &stubs, dispatcher, now),
+            (Read::Probe(_), Answer::Probe(probe)) => {
+                self.probe_at = now + PROBE_INTERVAL;
+                self.holes.probed(&probe, now);
+                dispatcher.admit_late(&probe.unsent, now);
+                if let Some(rows) = self.unproven.take() {
+                    dispatcher.admit(rows, now);
+                }
+            }
+            (Read::Fetch { ids, .. }, Answer::Fetch(rows)) => dispatcher.fetched(&ids, rows, now),
+            (Read::DeadKeys, Answer::DeadKeys(keys)) => {
+                self.dead_keys_due = false;
+                dispatcher.dead_keys(&keys, self.asked_at);
+            }
+            (Read::Changed, Answer::Changed(changed)) => self.told(changed, now),
+            _ => {}
+        }
+        None
+    }
+
+    fn told(&mut self, changed: Option<bool>, now: Time) {
+        self.tells_changes = changed.is_some();
+        self.ask_first = changed == Some(false);
+        if self.ask_first {
+            self.idle = (self.idle * 2).min(self.poll.max_interval).min(CHANGE_INTERVAL);
+            self.head_at = now + self.idle;
+        }
+    }
+
+    /// A read failed: the next one has to wait, longer and longer.
+    pub fn failed(&mut self, now: Time) {
+        self.errors = self.errors.saturating_add(1);
+        let pause = Duration::from_millis(50) * 2u32.saturating_pow(self.errors.min(7));
+        self.head_at = now + pause.min(ERROR_PAUSE);
+    }
+
+    fn head_read(&mut self, after: RowId, limit: u32, rows: Vec<OutboxRow>, dispatcher: &mut Dispatcher, now: Time) {
+        let full = rows.len() == limit as usize;
+        let Some(last) = rows.last().map(|row| row.id) else {
+            self.idle = (self.idle * 2).min(self.poll.max_interval);
+            self.head_at = now + self.idle;
+            self.ask_first = true;
+            self.catch_up(now);
+            return;
+        };
+        self.cursor = last;
+        self.idle = self.poll.min_interval;
+        self.head_at = if full { now } else { now + self.idle };
+        self.ask_first = false;
+        if self.out_of_order && self.caught_up {
+            self.holes.observe(after, rows.iter().map(|row| row.id), now);
+        }
+        if !full {
+            self.catch_up(now);
+        }
+        if self.holes.is_empty() {
+            dispatcher.admit(rows, now);
+        } else {
+            self.unproven = Some(rows);
+        }
+    }
+
+    fn catch_up(&mut self, now: Time) {
+        if !self.caught_up {
+            self.caught_up = true;
+            if self.out_of_order && self.cursor.0 > 0 {
+                self.holes
+                    .watch((self.cursor.0 - START_WATCH).max(1), self.cursor.0, now);
+            }
+        }
+    }
+
+    fn scanned(&mut self, after: RowId, to: RowId, stubs: &[Stub], dispatcher: &mut Dispatcher, now: Time) {
+        let complete = stubs.len() < SCAN_PAGE as usize;
+        let through = match stubs.last() {
+            Some(last) if !complete => last.id,
+            _ => to,
+        };
+        let got = dispatcher.admit_stubs(stubs, after, through, complete, now);
+        // A scan for some key's rows helps the sweep only if it begins where the sweep has come to.
+        if let Some(swept) = self.sweep
+            && after <= swept
+        {
+            self.sweep = Some(got.max(swept));
+            if complete && got == to {
+                self.sweep = None;
+                self.sweeps_done += 1;
+                self.sweep_at = now + self.poll.sweep_interval;
+                self.dead_keys_due = self.watch_dead_keys;
+            }
+        }
+    }
+}
+
+/// The task: reads what it is told to, one thing at a time.
+pub(super) async fn run(
+    store: Arc<dyn Store>,
+    metrics: Arc<Metrics>,
+    mut reads: mpsc::Receiver<Read>,
+    events: mpsc::Sender<Event>,
+) {
+    let mut inspected = false;
+    while let Some(read) = reads.recv().await {
+        let answer = read_once(&*store, &metrics, &read, &mut inspected).await;
+        if events.send(Event::Read { read, answer }).await.is_err() {
+            return;
+        }
+    }
+}
+
+async fn read_once(
+    store: &dyn Store,
+    metrics: &Metrics,
+    read: &Read,
+    inspected: &mut bool,
+) -> Result<Answer, StoreError> {
+    if !*inspected {
+        timed(metrics, "inspect", store.inspect()).await?;
+        *inspected = true;
+    }
+    let all = &Shares::All;
+    let answer = match read {
+        Read::Head { after, limit } => timed(metrics, "head", store.head(*after, *limit, all))
+            .await
+            .map(Answer::Head),
+        Read::Scan { after, to } => timed(metrics, "scan", store.scan(*after, *to, SCAN_PAGE, all))
+            .await
+            .map(Answer::Scan),
+        Read::Probe(ids) => timed(metrics, "probe", store.probe(ids)).await.map(Answer::Probe),
+        Read::Fetch { ids, bytes } => timed(metrics, "fetch", store.fetch(ids, *bytes))
+            .await
+            .map(Answer::Fetch),
+        Read::DeadKeys => timed(metrics, "dead_keys", store.dead_keys(DEAD_KEYS))
+            .await
+            .map(Answer::DeadKeys),
+        Read::Changed => store.changed().await.map(Answer::Changed),
+    };
+    if let Err(StoreError::SchemaMissing(_)) = &answer {
+        *inspected = false;
+    }
+    answer
+}
+
+/// Measures a database operation.
+pub(super) async fn timed<T>(
+    metrics: &Metrics,
+    operation: &'static str,
+    work: impl Future<Output = Result<T, StoreError>>,
+) -> Result<T, StoreError> {
+    let start = Instant::now();
+    let result = work.await;
+    metrics.store_operation(operation, start.elapsed(), result.is_err());
+    result
+}

@@ -1,0 +1,268 @@
+//! The database behind one trait. Only the files below this one contain SQL.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+
+use crate::broker::Confirmed;
+use crate::config::{OnSent, Secret, TableName};
+use crate::message::{OrderingKey, OutboxRow, RowId};
+
+mod migrate;
+pub mod postgres;
+mod purge;
+mod slot;
+pub mod sqlite;
+mod values;
+
+pub use migrate::Applied;
+pub use values::share_of;
+
+/// Bodies up to this many bytes travel with the row; larger ones are fetched when there is room for them,
+/// so that a page of rows is bounded in bytes as well.
+pub const INLINE_PAYLOAD_BYTES: u64 = 16 * 1024;
+
+/// What every store must know.
+#[derive(Debug, Clone)]
+pub struct StoreOptions {
+    /// The outbox table.
+    pub table: TableName,
+    /// What becomes of a row whose message is confirmed.
+    pub on_sent: OnSent,
+    /// The bound of one call, connecting included.
+    pub timeout: Duration,
+}
+
+/// The store that `url`'s scheme names. Nothing is connected yet.
+///
+/// # Errors
+/// [`StoreError::Failed`] for a URL that is not understood or a database that is not supported.
+pub fn open(url: &Secret, options: StoreOptions) -> Result<Arc<dyn Store>, StoreError> {
+    Ok(match Kind::of(url)? {
+        Kind::Postgres => Arc::new(postgres::Postgres::new(url, options)?),
+        Kind::Sqlite => Arc::new(sqlite::Sqlite::new(url, options)?),
+    })
+}
+
+/// Creates or upgrades the tables; safe to call from many processes at once. Empty: nothing was to do.
+///
+/// # Errors
+/// As for any call on the store; [`StoreError::Denied`] where the role may not create tables.
+pub async fn migrate(url: &Secret, options: StoreOptions) -> Result<Vec<Applied>, StoreError> {
+    match Kind::of(url)? {
+        Kind::Postgres => postgres::Postgres::new(url, options)?.migrate().await,
+        Kind::Sqlite => sqlite::Sqlite::new(url, options)?.migrate().await,
+    }
+}
+
+/// The statements [`migrate`] would run on an empty database, for a person or another tool to run.
+///
+/// # Errors
+/// [`StoreError::Failed`] as for [`open`]; the URL is not connected to.
+pub fn migration_sql(url: &Secret, table: &TableName) -> Result<String, StoreError> {
+    Ok(match Kind::of(url)? {
+        Kind::Postgres => postgres::migration_sql(table),
+        Kind::Sqlite => sqlite::migration_sql(table),
+    })
+}
+
+enum Kind {
+    Postgres,
+    Sqlite,
+}
+
+impl Kind {
+    fn of(url: &Secret) -> Result<Self, StoreError> {
+        let scheme = url.expose().split(':').next().unwrap_or_default().to_ascii_lowercase();
+        match scheme.as_str() {
+            "postgres" | "postgresql" => Ok(Self::Postgres),
+            "sqlite" => Ok(Self::Sqlite),
+            "mysql" | "mariadb" => Err(StoreError::Failed("MySQL is not supported by this version".to_owned())),
+            // What stands there instead of a scheme may be a secret.
+            _ => Err(StoreError::Failed(
+                "the database URL must begin with postgres:// or sqlite://".to_owned(),
+            )),
+        }
+    }
+}
+
+/// An outbox table in some database.
+///
+/// A call before [`Store::inspect`], or after the table changed, looks at the table by itself.
+///
+/// Every method is one statement (or one short transaction) with a bound on its time, and fails rather
+/// than waits: the caller decides when to try again. No method leaves a transaction open.
+#[async_trait]
+pub trait Store: Send + Sync {
+    /// Looks at the table: columns, their types, what may be read and written. Called at the start and again
+    /// after [`StoreError::SchemaMissing`], until the application has made its table.
+    async fn inspect(&self) -> Result<(), StoreError>;
+
+    /// Up to `limit` unsent rows above `after`, in `id` order. Bodies over [`INLINE_PAYLOAD_BYTES`], and those of
+    /// rows that are not due, are left in the table.
+    async fn head(&self, after: RowId, limit: u32, shares: &Shares) -> Result<Vec<OutboxRow>, StoreError>;
+
+    /// Like [`Store::head`] for ids above `after` and up to `to`, but only what is needed to decide which rows to fetch.
+    /// Rows without a key that are due later than [`SCAN_HORIZON`] are left out.
+    async fn scan(&self, after: RowId, to: RowId, limit: u32, shares: &Shares) -> Result<Vec<Stub>, StoreError>;
+
+    /// Looks whether rows have appeared under ids that were not there before (late commits).
+    async fn probe(&self, ids: &[RowId]) -> Result<Probe, StoreError>;
+
+    /// The unsent rows among `ids`, in `id` order, with their bodies as long as these have no more than `bytes` together
+    /// (the first comes whatever its size); the bodies behind are left in the table.
+    async fn fetch(&self, ids: &[RowId], bytes: u64) -> Result<Vec<OutboxRow>, StoreError>;
+
+    /// Marks rows sent, or deletes them, as configured. Returns how many were still there to be marked.
+    async fn mark_sent(&self, rows: &[Confirmed]) -> Result<u64, StoreError>;
+
+    /// Writes refusals and dead letters. Returns how many rows were still unsent and took the write.
+    async fn record_failures(&self, failures: &[Failure]) -> Result<u64, StoreError>;
+
+    /// The keys that have a dead letter, each with the lowest such row: what `RELAY_ON_DEAD_LETTER=block` blocks.
+    async fn dead_keys(&self, limit: u32) -> Result<Vec<(OrderingKey, RowId)>, StoreError>;
+
+    /// Deletes up to `limit` rows that were sent longer than `older_than` ago. Returns how many.
+    async fn purge(&self, older_than: Duration, limit: u32) -> Result<u64, StoreError>;
+
+    /// Counts what is waiting.
+    async fn backlog(&self) -> Result<Backlog, StoreError>;
+
+    /// Whether anything may have been committed by others since the last call: a cheap question asked between
+    /// polls. `None` where the database cannot answer more cheaply than by a poll.
+    async fn changed(&self) -> Result<Option<bool>, StoreError>;
+
+    /// Whether a row can appear below ids already seen. False where writers come one at a time.
+    fn commits_out_of_order(&self) -> bool;
+
+    /// Closes the connections; bounded in time.
+    async fn close(&self);
+}
+
+/// The part of the key space that is read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Shares {
+    /// Everything: no filter.
+    All,
+    /// These shares (each below `of`) of `of`.
+    Some {
+        /// How many shares there are, 1 to 256.
+        of: u16,
+        /// The shares that are read.
+        owned: Vec<u16>,
+    },
+}
+
+/// [`Store::backlog`] counts no further than this: a count must not hurt the database it reports on.
+pub const BACKLOG_CAP: u32 = 1_000_000;
+
+/// [`Store::scan`] leaves out rows without a key that are due later than this: nobody waits for them, and a later
+/// sweep finds them.
+pub const SCAN_HORIZON: Duration = Duration::from_secs(60);
+
+/// An unsent row without its content.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stub {
+    /// Position in the outbox.
+    pub id: RowId,
+    /// Its key.
+    pub ordering_key: Option<OrderingKey>,
+    /// How long it must wait yet; zero: due now.
+    pub due_in: Duration,
+}
+
+/// The answer to [`Store::probe`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Probe {
+    /// Of the ids asked for, those that exist now in any state.
+    pub present: Vec<RowId>,
+    /// Those among them that are unsent and not dead.
+    pub unsent: Vec<Stub>,
+    /// The transactions that were open when the question was answered.
+    pub open: OpenTransactions,
+}
+
+/// Which transactions may still commit: every one below `oldest` has ended, none at or above `next` has begun.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct OpenTransactions {
+    /// The lowest transaction number still running.
+    pub oldest: u64,
+    /// One above the highest transaction number given out.
+    pub next: u64,
+}
+
+/// One refusal, to be written to its row.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Failure {
+    /// The row.
+    pub row: RowId,
+    /// Refusals so far, this one included where it counts.
+    pub attempts: u32,
+    /// For a person: no payload, no secret. Stores cut it at 2,000 characters.
+    pub error: String,
+    /// What happens to the row.
+    pub next: NextStep,
+}
+
+/// What happens to a refused row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NextStep {
+    /// Tried again after this time.
+    RetryIn(Duration),
+    /// Given up: a dead letter.
+    Dead,
+}
+
+/// What is waiting, by the database's own clock.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct Backlog {
+    /// Unsent, never refused.
+    pub pending: u64,
+    /// Unsent, refused at least once.
+    pub retrying: u64,
+    /// Dead letters.
+    pub dead: u64,
+    /// Age of the oldest unsent row that is due; `None` without one.
+    pub oldest_age: Option<Duration>,
+    /// Counting stopped at [`BACKLOG_CAP`] unsent rows, or as many dead ones: there are at least so many.
+    pub capped: bool,
+}
+
+/// What went wrong, named by what the caller does about it.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// No connection, or it was lost, or the time was up: try again later.
+    #[error("database unavailable: {0}")]
+    Unavailable(String),
+    /// Deadlock or serialization failure: try again at once.
+    #[error("database conflict: {0}")]
+    Conflict(String),
+    /// The table or a column is not there yet: wait for the application's migrations.
+    #[error("{0}")]
+    SchemaMissing(String),
+    /// The role lacks a privilege, or the database is read-only: a person must act; the relay keeps trying.
+    #[error("{0}")]
+    Denied(String),
+    /// Anything else the database said.
+    #[error("database error: {0}")]
+    Failed(String),
+}
+
+impl StoreError {
+    /// Fixed words for metrics and logs.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            StoreError::Unavailable(_) => "unavailable",
+            StoreError::Conflict(_) => "conflict",
+            StoreError::SchemaMissing(_) => "schema_missing",
+            StoreError::Denied(_) => "denied",
+            StoreError::Failed(_) => "failed",
+        }
+    }
+
+    /// Whether the same call may succeed at once.
+    pub fn is_conflict(&self) -> bool {
+        matches!(self, StoreError::Conflict(_))
+    }
+}

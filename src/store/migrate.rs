@@ -1,0 +1,98 @@
+//! What the migrations of every database have in common: their list, and the names they use.
+//!
+//! `sqlx`'s own migrator is not used: its table would be shared with the application's migrations, and it knows one
+//! set of tables a database, where several outboxes can live in one.
+
+use md5::{Digest, Md5};
+
+use crate::config::TableName;
+
+/// The relay's own book of what was applied; in the schema of the outbox.
+const BOOK: &str = "outbox_relay_migrations";
+
+/// PostgreSQL silently cuts longer names.
+const MAX_NAME_BYTES: usize = 63;
+
+/// One step, never changed once it was released.
+#[derive(Debug)]
+pub(super) struct Migration {
+    pub(super) version: i32,
+    pub(super) name: &'static str,
+    pub(super) sql: &'static str,
+}
+
+/// A migration that was run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Applied {
+    /// Counted from 1.
+    pub version: i32,
+    /// What it is about.
+    pub name: &'static str,
+}
+
+/// The step's statements for this table.
+pub(super) fn render(migration: &Migration, table: &TableName) -> String {
+    migration
+        .sql
+        .replace("{outbox}", &table.to_string())
+        .replace("{unsent_index}", &quoted(&unsent_index(table)))
+        .replace("{dead_index}", &quoted(&index_name(table, "dead")))
+}
+
+/// The book's quoted name.
+pub(super) fn book(table: &TableName) -> String {
+    match table.schema() {
+        Some(schema) => format!("{}.\"{BOOK}\"", quoted(schema)),
+        None => format!("\"{BOOK}\""),
+    }
+}
+
+/// A standard SQL name.
+pub(super) fn quoted(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
+}
+
+/// A standard SQL text.
+pub(super) fn literal(text: &str) -> String {
+    format!("'{}'", text.replace('\'', "''"))
+}
+
+/// The name of the index of unsent rows, without quotes.
+pub(super) fn unsent_index(table: &TableName) -> String {
+    index_name(table, "unsent")
+}
+
+/// An index's name: indexes share a name space with tables, so it is made from the table's; where that is too
+/// long, from its beginning and its md5, as two long names may begin alike.
+fn index_name(table: &TableName, purpose: &str) -> String {
+    let suffix = format!("_relay_{purpose}");
+    let name = table.name();
+    if name.len() + suffix.len() <= MAX_NAME_BYTES {
+        return format!("{name}{suffix}");
+    }
+    let digest: String = Md5::digest(name.as_bytes())
+        .iter()
+        .take(4)
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
+    let mut end = MAX_NAME_BYTES - suffix.len() - digest.len() - 1;
+    while !name.is_char_boundary(end) {
+        end -= 1;
+    }
+    format!("{}_{digest}{suffix}", &name[..end])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn index_names_fit_and_differ() {
+        let name = |text: &str| index_name(&text.parse().expect("a table name"), "unsent");
+        assert_eq!(name("app.outbox"), "outbox_relay_unsent");
+        assert_eq!(name("\"a\"\"b\""), "a\"b_relay_unsent");
+        let (one, two) = (format!("{}1", "é".repeat(31)), format!("{}2", "é".repeat(31)));
+        assert_ne!(name(&one), name(&two));
+        assert!(name(&one).len() <= MAX_NAME_BYTES, "{}", name(&one));
+    }
+}

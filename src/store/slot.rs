@@ -1,0 +1,83 @@
+//! One named connection: opened when it is needed, and never used again after a doubt.
+//!
+//! There is no pool. The relay needs a fixed few connections for the whole of its life, and a pool's check before each
+//! use costs as much as a query. Neither driver can cancel a query, so that a connection whose query was given up
+//! (timeout, caller gone) may still receive the answer to it: it is closed.
+
+use std::future::Future;
+use std::time::Duration;
+
+use sqlx::Connection;
+use tokio::sync::{Mutex, MutexGuard};
+
+use super::StoreError;
+
+/// How long a polite goodbye may take; after it the socket is simply closed.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// A place for one connection.
+#[derive(Debug)]
+pub(super) struct Slot<C> {
+    connection: Mutex<Option<C>>,
+}
+
+/// The connection while a call uses it. Dropped without [`Lease::keep`], it is closed: this is what happens when the
+/// call fails badly, times out, or is given up by its caller.
+pub(super) struct Lease<'slot, C> {
+    home: MutexGuard<'slot, Option<C>>,
+    connection: C,
+}
+
+impl<C: Connection> Slot<C> {
+    pub(super) fn new() -> Self {
+        Self {
+            connection: Mutex::new(None),
+        }
+    }
+
+    /// Takes the connection, or makes one with `open`. Waits while another call has it.
+    pub(super) async fn lease(
+        &self,
+        open: impl Future<Output = Result<C, StoreError>>,
+    ) -> Result<Lease<'_, C>, StoreError> {
+        let mut home = self.connection.lock().await;
+        let connection = match home.take() {
+            Some(connection) => connection,
+            None => open.await?,
+        };
+        Ok(Lease { home, connection })
+    }
+
+    /// Says goodbye to the server, if that is quick.
+    pub(super) async fn close(&self) {
+        let goodbye = async {
+            if let Some(connection) = self.connection.lock().await.take() {
+                // The connection is gone either way.
+                let _ = connection.close().await;
+            }
+        };
+        let _ = tokio::time::timeout(CLOSE_TIMEOUT, goodbye).await;
+    }
+}
+
+impl<C> Lease<'_, C> {
+    pub(super) fn connection(&mut self) -> &mut C {
+        &mut self.connection
+    }
+
+    /// Puts the connection back for the next call.
+    pub(super) fn keep(mut self) {
+        *self.home = Some(self.connection);
+    }
+}
+
+/// Bounds one call.
+pub(super) async fn within<T>(
+    bound: Duration,
+    work: impl Future<Output = Result<T, StoreError>>,
+) -> Result<T, StoreError> {
+    match tokio::time::timeout(bound, work).await {
+        Ok(answer) => answer,
+        Err(_) => Err(StoreError::Unavailable(format!("no answer within {bound:?}"))),
+    }
+}

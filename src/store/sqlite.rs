@@ -1,0 +1,390 @@
+//! SQLite, in WAL mode, on the same host as the application.
+//!
+//! Writers come one at a time, so that a row never appears below ids already seen. The database has no md5: shares are
+//! filtered after reading, and only the ownership of the whole table reads no more than it needs.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use serde_json::json;
+use sqlx::query::Query;
+use sqlx::sqlite::{SqliteArguments, SqliteConnection, SqliteRow};
+use sqlx::{AssertSqlSafe, Executor as _, Row as _, Sqlite as Driver};
+
+use super::migrate::{Applied, unsent_index};
+use super::purge::{PurgeWalk, WINDOWS_PER_CALL, Window};
+use super::slot::{Slot, within};
+use super::values::{FailureColumns, raw, seconds, sorted, unreadable};
+use super::{Backlog, Failure, OpenTransactions, Probe, Shares, Store, StoreError, StoreOptions, Stub};
+use crate::broker::Confirmed;
+use crate::config::{Secret, TableName};
+use crate::message::{OrderingKey, OutboxRow, RowId};
+
+mod connect;
+mod error;
+mod inspect;
+mod migrate;
+mod rows;
+mod statements;
+
+use connect::Connector;
+use statements::Statements;
+
+/// Every statement holds the only write lock of the database: short ones let the application in between.
+const MAX_WRITE: usize = 500;
+
+/// Ids read at a time when shares are filtered.
+const MIN_KEYS: u32 = 1_000;
+
+/// An outbox table in an SQLite file.
+#[derive(Debug)]
+pub struct Sqlite {
+    connector: Connector,
+    options: StoreOptions,
+    /// The table's name as it stands in statements.
+    table: String,
+    /// `None` until the table was looked at, and again after it was found changed.
+    statements: Mutex<Option<Arc<Statements>>>,
+    walk: Mutex<PurgeWalk>,
+    /// The last `data_version` seen; one connection's number says nothing to another.
+    version: Mutex<Option<i64>>,
+    read: Slot<SqliteConnection>,
+    write: Slot<SqliteConnection>,
+    housekeeping: Slot<SqliteConnection>,
+}
+
+type Statement<'q> = Query<'q, Driver, SqliteArguments>;
+
+impl Sqlite {
+    /// A store that is not connected yet.
+    ///
+    /// # Errors
+    /// [`StoreError::Failed`] for a URL that is not understood, and for an in-memory database.
+    pub fn new(url: &Secret, options: StoreOptions) -> Result<Self, StoreError> {
+        Ok(Self {
+            connector: Connector::new(url, options.timeout)?,
+            table: options.table.to_string(),
+            options,
+            statements: Mutex::default(),
+            walk: Mutex::default(),
+            version: Mutex::default(),
+            read: Slot::new(),
+            write: Slot::new(),
+            housekeeping: Slot::new(),
+        })
+    }
+
+    /// Creates or upgrades the tables, and the file where there is none; see [`super::migrate`].
+    ///
+    /// # Errors
+    /// [`StoreError::Denied`] for a file that cannot be written.
+    pub async fn migrate(&self) -> Result<Vec<Applied>, StoreError> {
+        migrate::migrate(&self.connector, &self.options.table).await
+    }
+
+    async fn statements(&self) -> Result<Arc<Statements>, StoreError> {
+        let known = lock(&self.statements).clone();
+        match known {
+            Some(statements) => Ok(statements),
+            None => self.look().await,
+        }
+    }
+
+    async fn look(&self) -> Result<Arc<Statements>, StoreError> {
+        let table = &self.options.table;
+        // What is found wrong now must not be worked on as it was known before.
+        *lock(&self.statements) = None;
+        inspect::check_schema(table)?;
+        let index = unsent_index(table);
+        let query = sqlx::query(inspect::QUERY).bind(table.name()).bind(index.as_str());
+        let has_index = inspect::judge(&self.rows(&self.read, query).await?, table)?;
+        let statements = Arc::new(Statements::new(
+            table,
+            self.options.on_sent,
+            has_index.then_some(&index),
+        ));
+        self.check_writable(&statements).await?;
+        *lock(&self.statements) = Some(Arc::clone(&statements));
+        Ok(statements)
+    }
+
+    /// A file that can only be read would have every message published again and again, for want of a mark.
+    async fn check_writable(&self, statements: &Statements) -> Result<(), StoreError> {
+        match self.execute(&self.write, self.query(&statements.touch)).await {
+            // Another writer is at work: so it can be written.
+            Ok(_) | Err(StoreError::Unavailable(_)) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn query<'q>(&self, sql: &Arc<str>) -> Statement<'q> {
+        sqlx::query(AssertSqlSafe(Arc::clone(sql)))
+    }
+
+    async fn rows(&self, slot: &Slot<SqliteConnection>, query: Statement<'_>) -> Result<Vec<SqliteRow>, StoreError> {
+        self.call(slot, async |connection| connection.fetch_all(query).await)
+            .await
+    }
+
+    async fn execute(&self, slot: &Slot<SqliteConnection>, query: Statement<'_>) -> Result<u64, StoreError> {
+        self.call(slot, async |connection| {
+            connection.execute(query).await.map(|done| done.rows_affected())
+        })
+        .await
+    }
+
+    /// One statement on a connection, with everything that can go wrong with it.
+    async fn call<T>(
+        &self,
+        slot: &Slot<SqliteConnection>,
+        work: impl AsyncFnOnce(&mut SqliteConnection) -> Result<T, sqlx::Error>,
+    ) -> Result<T, StoreError> {
+        let answer = within(self.options.timeout, async {
+            let mut lease = slot.lease(self.connect(slot)).await?;
+            match work(lease.connection()).await {
+                Ok(answer) => {
+                    lease.keep();
+                    Ok(answer)
+                }
+                Err(error) => {
+                    let verdict = error::classify(&error);
+                    if verdict.keep_connection {
+                        lease.keep();
+                    }
+                    Err(verdict.error)
+                }
+            }
+        })
+        .await;
+        if matches!(answer, Err(StoreError::SchemaMissing(_))) {
+            *lock(&self.statements) = None;
+        }
+        answer
+    }
+
+    async fn connect(&self, slot: &Slot<SqliteConnection>) -> Result<SqliteConnection, StoreError> {
+        let connection = self.connector.connect().await?;
+        if std::ptr::eq(slot, &self.read) {
+            *lock(&self.version) = None;
+        }
+        Ok(connection)
+    }
+
+    /// The ids of the next `limit` rows of some shares.
+    async fn ids_of_shares(&self, after: RowId, limit: u32, shares: &Shares) -> Result<Vec<RowId>, StoreError> {
+        let statements = self.statements().await?;
+        let page = limit.max(MIN_KEYS);
+        let (mut ids, mut after) = (Vec::new(), after);
+        loop {
+            let query = self.query(&statements.open_keys).bind(after.0).bind(page);
+            let keys = decode(&self.rows(&self.read, query).await?, rows::id_and_key)?;
+            let last = keys.last().map(|(id, _)| *id);
+            let mine = keys.iter().filter(|(id, key)| shares.contain(*id, key.as_deref()));
+            ids.extend(mine.map(|(id, _)| *id).take(limit as usize - ids.len()));
+            match last {
+                Some(last) if ids.len() < limit as usize && keys.len() == page as usize => after = last,
+                _ => return Ok(ids),
+            }
+        }
+    }
+
+    async fn page(&self, query: Statement<'_>) -> Result<Vec<OutboxRow>, StoreError> {
+        let rows = self.rows(&self.read, query).await?;
+        decode(&rows, |row| rows::outbox_row(row, &self.table))
+    }
+
+    async fn purge_window(&self, older_than: Duration, wanted: u64) -> Result<(u64, bool), StoreError> {
+        let statements = self.statements().await?;
+        let (size, age) = (PurgeWalk::size(wanted), seconds(older_than));
+        let position = lock(&self.walk).position();
+        let query = self
+            .query(&statements.purge_window)
+            .bind(position)
+            .bind(size as i64)
+            .bind(age);
+        let rows = self.rows(&self.housekeeping, query).await?;
+        let (seen, mut old) = decode_one(&rows, rows::window)?;
+        old.truncate(usize::try_from(wanted).unwrap_or(usize::MAX));
+        let mut deleted = 0;
+        for ids in old.chunks(MAX_WRITE) {
+            deleted += self
+                .execute(
+                    &self.housekeeping,
+                    self.query(&statements.purge).bind(list(ids)).bind(age),
+                )
+                .await?;
+        }
+        let found = Window {
+            deleted,
+            last_deleted: old.last().copied(),
+            ..seen
+        };
+        let more = lock(&self.walk).advance(found, size, wanted);
+        Ok((deleted, more))
+    }
+}
+
+#[async_trait]
+impl Store for Sqlite {
+    async fn inspect(&self) -> Result<(), StoreError> {
+        self.look().await.map(drop)
+    }
+
+    async fn head(&self, after: RowId, limit: u32, shares: &Shares) -> Result<Vec<OutboxRow>, StoreError> {
+        let statements = self.statements().await?;
+        if let Shares::Some { .. } = shares {
+            let ids = self.ids_of_shares(after, limit, shares).await?;
+            return self.page(self.query(&statements.head_of).bind(list(&raw(&ids)))).await;
+        }
+        self.page(self.query(&statements.head).bind(after.0).bind(limit)).await
+    }
+
+    async fn scan(&self, after: RowId, to: RowId, limit: u32, shares: &Shares) -> Result<Vec<Stub>, StoreError> {
+        let statements = self.statements().await?;
+        let (mut found, mut after) = (Vec::new(), after);
+        loop {
+            let query = self.query(&statements.scan).bind(after.0).bind(to.0).bind(limit);
+            let stubs = decode(&self.rows(&self.read, query).await?, rows::stub)?;
+            let (full, last) = (stubs.len() == limit as usize, stubs.last().map(|stub| stub.id));
+            let mine = |stub: &Stub| shares.contain(stub.id, stub.ordering_key.as_ref().map(OrderingKey::as_str));
+            let room = limit as usize - found.len();
+            found.extend(stubs.into_iter().filter(mine).take(room));
+            match last {
+                Some(last) if full && found.len() < limit as usize => after = last,
+                _ => return Ok(found),
+            }
+        }
+    }
+
+    async fn probe(&self, ids: &[RowId]) -> Result<Probe, StoreError> {
+        let statements = self.statements().await?;
+        let rows = self
+            .rows(&self.read, self.query(&statements.probe).bind(list(&raw(ids))))
+            .await?;
+        let found = decode(&rows, rows::probed)?;
+        Ok(Probe {
+            present: found.iter().map(|(stub, _)| stub.id).collect(),
+            unsent: found
+                .into_iter()
+                .filter_map(|(stub, unsent)| unsent.then_some(stub))
+                .collect(),
+            // Writers come one at a time: nothing that is open can commit below what was seen.
+            open: OpenTransactions { oldest: 0, next: 0 },
+        })
+    }
+
+    async fn fetch(&self, ids: &[RowId], bytes: u64) -> Result<Vec<OutboxRow>, StoreError> {
+        let statements = self.statements().await?;
+        let room = i64::try_from(bytes).unwrap_or(i64::MAX);
+        self.page(self.query(&statements.fetch).bind(list(&raw(ids))).bind(room))
+            .await
+    }
+
+    async fn mark_sent(&self, rows: &[Confirmed]) -> Result<u64, StoreError> {
+        let statements = self.statements().await?;
+        let mut marked = 0;
+        for ids in sorted(rows).chunks(MAX_WRITE) {
+            marked += self
+                .execute(&self.write, self.query(&statements.mark).bind(list(ids)))
+                .await?;
+        }
+        Ok(marked)
+    }
+
+    async fn record_failures(&self, failures: &[Failure]) -> Result<u64, StoreError> {
+        let statements = self.statements().await?;
+        let columns = FailureColumns::of(failures);
+        let failures: Vec<_> = (0..columns.ids.len())
+            .map(|i| {
+                json!([
+                    columns.ids[i],
+                    columns.attempts[i],
+                    columns.errors[i],
+                    columns.delays[i]
+                ])
+            })
+            .collect();
+        let mut written = 0;
+        for failures in failures.chunks(MAX_WRITE) {
+            let query = self.query(&statements.failures).bind(json!(failures).to_string());
+            written += self.execute(&self.write, query).await?;
+        }
+        Ok(written)
+    }
+
+    async fn dead_keys(&self, limit: u32) -> Result<Vec<(OrderingKey, RowId)>, StoreError> {
+        let statements = self.statements().await?;
+        decode(
+            &self
+                .rows(&self.housekeeping, self.query(&statements.dead_keys).bind(limit))
+                .await?,
+            rows::dead_key,
+        )
+    }
+
+    async fn purge(&self, older_than: Duration, limit: u32) -> Result<u64, StoreError> {
+        let mut deleted = 0;
+        for _ in 0..WINDOWS_PER_CALL {
+            let (gone, more) = self
+                .purge_window(older_than, u64::from(limit).saturating_sub(deleted))
+                .await?;
+            deleted += gone;
+            if !more {
+                break;
+            }
+        }
+        Ok(deleted)
+    }
+
+    async fn backlog(&self) -> Result<Backlog, StoreError> {
+        let statements = self.statements().await?;
+        decode_one(
+            &self.rows(&self.housekeeping, self.query(&statements.backlog)).await?,
+            rows::backlog,
+        )
+    }
+
+    /// The relay's own marks change the number as well, on the connection that did not make them.
+    async fn changed(&self) -> Result<Option<bool>, StoreError> {
+        let rows = self.rows(&self.read, sqlx::query("PRAGMA data_version")).await?;
+        let now: i64 = decode_one(&rows, |row| row.try_get(0))?;
+        let before = lock(&self.version).replace(now);
+        Ok(Some(before != Some(now)))
+    }
+
+    fn commits_out_of_order(&self) -> bool {
+        false
+    }
+
+    async fn close(&self) {
+        tokio::join!(self.read.close(), self.write.close(), self.housekeeping.close());
+    }
+}
+
+/// The statements that make the tables, with the relay's note of them; see [`super::migration_sql`].
+pub fn migration_sql(table: &TableName) -> String {
+    migrate::sql(table)
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn list(ids: &[i64]) -> String {
+    json!(ids).to_string()
+}
+
+fn decode<T>(rows: &[SqliteRow], one: impl Fn(&SqliteRow) -> Result<T, sqlx::Error>) -> Result<Vec<T>, StoreError> {
+    rows.iter()
+        .map(one)
+        .collect::<Result<_, _>>()
+        .map_err(|error| unreadable(&error))
+}
+
+fn decode_one<T>(rows: &[SqliteRow], one: impl Fn(&SqliteRow) -> Result<T, sqlx::Error>) -> Result<T, StoreError> {
+    rows.first()
+        .ok_or(sqlx::Error::RowNotFound)
+        .and_then(one)
+        .map_err(|error| unreadable(&error))
+}

@@ -1,0 +1,65 @@
+//! From SQLite's result codes to what the caller does about them.
+
+use crate::store::StoreError;
+
+/// A failed call: what the caller is told, and whether the connection may serve another.
+pub(super) struct Verdict {
+    pub(super) error: StoreError,
+    pub(super) keep_connection: bool,
+}
+
+/// Sorts an error. The codes: <https://www.sqlite.org/rescode.html>.
+pub(super) fn classify(error: &sqlx::Error) -> Verdict {
+    let (error, keep_connection) = match error {
+        sqlx::Error::Database(error) => {
+            let code = error.code().and_then(|code| code.parse().ok()).unwrap_or(1);
+            by_code(code, error.message())
+        }
+        sqlx::Error::Io(error) => (StoreError::Unavailable(error.to_string()), false),
+        sqlx::Error::WorkerCrashed => (
+            StoreError::Unavailable("the connection's thread ended".to_owned()),
+            false,
+        ),
+        sqlx::Error::Configuration(error) => (StoreError::Failed(format!("the database URL: {error}")), false),
+        // Everything else is about values; its text could hold one.
+        _ => (
+            StoreError::Failed("the driver could not read the answer".to_owned()),
+            false,
+        ),
+    };
+    Verdict { error, keep_connection }
+}
+
+fn by_code(code: i32, message: &str) -> (StoreError, bool) {
+    const BUSY_SNAPSHOT: i32 = 517;
+    // Extended codes hold the primary one in their low byte.
+    match (code, code & 0xff) {
+        (BUSY_SNAPSHOT, _) => (StoreError::Conflict(message.to_owned()), true),
+        (_, 5 | 6) => (
+            StoreError::Unavailable(format!("{message}: another writer holds it")),
+            true,
+        ),
+        (_, 1)
+            if ["no such table", "no such column", "no such index"]
+                .iter()
+                .any(|text| message.contains(text)) =>
+        {
+            (StoreError::SchemaMissing(message.to_owned()), false)
+        }
+        (_, 3 | 23) => (StoreError::Denied(message.to_owned()), false),
+        (_, 8) => (
+            StoreError::Denied(format!("{message}: file and directory must be writable by the relay")),
+            false,
+        ),
+        (_, 14) => (
+            StoreError::Unavailable(format!("{message}: check its path and permissions")),
+            false,
+        ),
+        (_, 26) => (
+            StoreError::Failed("the file is not an SQLite database".to_owned()),
+            false,
+        ),
+        (_, 7 | 10 | 13) => (StoreError::Unavailable(message.to_owned()), false),
+        _ => (StoreError::Failed(format!("{message} (SQLite code {code})")), false),
+    }
+}

@@ -1,0 +1,89 @@
+//! What the table looks like.
+
+use sqlx::Row as _;
+use sqlx::sqlite::SqliteRow;
+
+use crate::config::TableName;
+use crate::store::StoreError;
+use crate::store::values::unreadable;
+
+/// One row for each column; none without a table. `?1` the table, `?2` its index of unsent rows.
+pub(super) const QUERY: &str = "\
+SELECT s.type, p.name, p.type, (SELECT encoding FROM pragma_encoding),
+       EXISTS (SELECT 1 FROM sqlite_schema AS i WHERE i.type = 'index' AND i.name = ?2 AND i.tbl_name = s.name)
+FROM sqlite_schema AS s JOIN pragma_table_info(s.name) AS p
+WHERE lower(s.name) = lower(?1) AND s.type IN ('table', 'view')";
+
+/// The columns the relay reads. Their declared types hardly bind SQLite, so that values are understood as they come.
+const COLUMNS: &[&str] = &[
+    "id",
+    "message_id",
+    "exchange",
+    "routing_key",
+    "ordering_key",
+    "type",
+    "content_type",
+    "headers",
+    "properties",
+    "payload",
+    "created_at",
+    "available_at",
+    "attempts",
+    "next_attempt_at",
+    "last_error",
+    "sent_at",
+    "dead_at",
+];
+
+/// A table's only schema, as the relay attaches no other file.
+pub(super) fn check_schema(table: &TableName) -> Result<(), StoreError> {
+    match table.schema() {
+        None => Ok(()),
+        Some(schema) if schema.eq_ignore_ascii_case("main") => Ok(()),
+        Some(schema) => Err(StoreError::Failed(format!(
+            "SQLite has no schema {schema:?}: name the table alone"
+        ))),
+    }
+}
+
+/// Judges the answer to [`QUERY`]. True: the index of unsent rows is there.
+pub(super) fn judge(rows: &[SqliteRow], table: &TableName) -> Result<bool, StoreError> {
+    let missing = |text: String| {
+        StoreError::SchemaMissing(format!(
+            "{text}: run `outbox-relay migrate`, or wait for the application's migrations"
+        ))
+    };
+    let Some(first) = rows.first() else {
+        return Err(missing(format!("table {table} does not exist")));
+    };
+    if text(first, 0)? == "view" {
+        return Err(StoreError::Failed(format!(
+            "{table} is a view: name the table itself in RELAY_OUTBOX_TABLE"
+        )));
+    }
+    if text(first, 3)? != "UTF-8" {
+        return Err(StoreError::Failed(
+            "the database's text encoding must be UTF-8".to_owned(),
+        ));
+    }
+    let mut columns = Vec::with_capacity(rows.len());
+    for row in rows {
+        columns.push((text(row, 1)?.to_ascii_lowercase(), text(row, 2)?.to_ascii_uppercase()));
+    }
+    let find = |name: &str| columns.iter().find(|(column, _)| column == name);
+    let absent: Vec<&str> = COLUMNS.iter().copied().filter(|name| find(name).is_none()).collect();
+    if !absent.is_empty() {
+        return Err(missing(format!("table {table} has no column {}", absent.join(", "))));
+    }
+    match find("id") {
+        // SQLite's own rule for an integer affinity.
+        Some((_, kind)) if !kind.contains("INT") => Err(StoreError::Failed(format!(
+            "columns of {table} have types the relay cannot use: id is {kind}, allowed: INTEGER PRIMARY KEY AUTOINCREMENT"
+        ))),
+        _ => first.try_get(4).map_err(|error| unreadable(&error)),
+    }
+}
+
+fn text(row: &SqliteRow, index: usize) -> Result<String, StoreError> {
+    row.try_get(index).map_err(|error| unreadable(&error))
+}

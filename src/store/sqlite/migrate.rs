@@ -1,0 +1,125 @@
+//! Migrations of SQLite: all in one transaction, one process at a time.
+
+use std::time::Duration;
+
+use sqlx::sqlite::SqliteConnection;
+use sqlx::{AssertSqlSafe, Connection, Row as _};
+
+use super::connect::Connector;
+use super::error::classify;
+use super::inspect::check_schema;
+use crate::config::TableName;
+use crate::store::StoreError;
+use crate::store::migrate::{Applied, Migration, book, literal, render};
+use crate::store::slot::within;
+
+const MIGRATIONS: &[Migration] = &[Migration {
+    version: 1,
+    name: "outbox",
+    sql: include_str!("../../../migrations/sqlite/0001_outbox.sql"),
+}];
+
+/// An index on a table that already has rows may take a while.
+const TIMEOUT: Duration = Duration::from_secs(600);
+
+/// Runs what is not in the book yet; makes the file where there is none.
+pub(super) async fn migrate(connector: &Connector, table: &TableName) -> Result<Vec<Applied>, StoreError> {
+    check_schema(table)?;
+    within(TIMEOUT, async {
+        let mut connection = connector.connect_or_create().await?;
+        let applied = in_transaction(&mut connection, table)
+            .await
+            .map_err(|error| explain(&error, table))?;
+        // The work is committed; a goodbye that fails changes nothing.
+        let _ = connection.close().await;
+        Ok(applied)
+    })
+    .await
+}
+
+/// `IMMEDIATE`: a transaction that begins by reading cannot wait for another writer any more when it wants to write.
+/// Dropped connections roll back.
+async fn in_transaction(connection: &mut SqliteConnection, table: &TableName) -> Result<Vec<Applied>, sqlx::Error> {
+    run(connection, "BEGIN IMMEDIATE".to_owned()).await?;
+    run(connection, create_book(table)).await?;
+    let mut applied = Vec::new();
+    for migration in MIGRATIONS {
+        if is_recorded(connection, migration, table).await? {
+            continue;
+        }
+        run(connection, render(migration, table)).await?;
+        run(connection, record(migration, table)).await?;
+        applied.push(Applied {
+            version: migration.version,
+            name: migration.name,
+        });
+    }
+    run(connection, "COMMIT".to_owned()).await?;
+    Ok(applied)
+}
+
+async fn run(connection: &mut SqliteConnection, sql: String) -> Result<(), sqlx::Error> {
+    sqlx::raw_sql(AssertSqlSafe(sql)).execute(connection).await.map(drop)
+}
+
+async fn is_recorded(
+    connection: &mut SqliteConnection,
+    migration: &Migration,
+    table: &TableName,
+) -> Result<bool, sqlx::Error> {
+    let sql = format!(
+        "SELECT EXISTS (SELECT 1 FROM {} WHERE outbox = ?1 AND version = ?2)",
+        book(table)
+    );
+    let query = sqlx::query(AssertSqlSafe(sql))
+        .bind(table.name())
+        .bind(migration.version);
+    query.fetch_one(connection).await?.try_get(0)
+}
+
+fn create_book(table: &TableName) -> String {
+    format!(
+        "CREATE TABLE IF NOT EXISTS {} (
+    outbox TEXT NOT NULL,
+    version INTEGER NOT NULL,
+    applied_at TEXT NOT NULL DEFAULT (strftime('%Y-%m-%dT%H:%M:%fZ', 'now')),
+    PRIMARY KEY (outbox, version)
+)",
+        book(table)
+    )
+}
+
+fn record(migration: &Migration, table: &TableName) -> String {
+    format!(
+        "INSERT INTO {} (outbox, version) VALUES ({}, {}) ON CONFLICT DO NOTHING",
+        book(table),
+        literal(table.name()),
+        migration.version
+    )
+}
+
+/// See [`super::migration_sql`].
+pub(super) fn sql(table: &TableName) -> String {
+    let mut sql = format!(
+        "PRAGMA journal_mode = WAL;\n\nBEGIN IMMEDIATE;\n\n{};\n",
+        create_book(table)
+    );
+    for migration in MIGRATIONS {
+        sql.push_str(&format!(
+            "\n{}\n{};\n",
+            render(migration, table).trim_end(),
+            record(migration, table)
+        ));
+    }
+    sql.push_str("\nCOMMIT;\n");
+    sql
+}
+
+fn explain(error: &sqlx::Error, table: &TableName) -> StoreError {
+    match classify(error).error {
+        StoreError::SchemaMissing(text) => StoreError::Failed(format!(
+            "{text}: a table {table} that the relay did not make is in the way"
+        )),
+        error => error,
+    }
+}

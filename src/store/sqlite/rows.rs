@@ -1,0 +1,129 @@
+//! From SQLite's values, each of whatever type it was written with, to the relay's types.
+
+use sqlx::sqlite::SqliteRow;
+use sqlx::{Row as _, TypeInfo as _, ValueRef as _};
+use uuid::Uuid;
+
+use crate::message::{OrderingKey, OutboxRow, Payload, RowId};
+use crate::store::purge::Window;
+use crate::store::values::{self, attempts, count, derived_message_id, epoch, span};
+use crate::store::{BACKLOG_CAP, Backlog, Stub};
+
+/// A row of a page.
+pub(super) fn outbox_row(row: &SqliteRow, table: &str) -> Result<OutboxRow, sqlx::Error> {
+    let id: i64 = row.try_get(0)?;
+    let created: Option<f64> = number(row, 9)?;
+    // A row without a time of its own is as old as the epoch only on paper.
+    let age = if created.is_some() { number(row, 10)? } else { None };
+    Ok(OutboxRow {
+        id: RowId(id),
+        message_id: message_id(row, &format!("{table}:{id}:{}", epoch(created)))?,
+        exchange: text(row, 2)?,
+        routing_key: text(row, 3)?.unwrap_or_default(),
+        ordering_key: text(row, 4)?.map(|key| OrderingKey::new(&key)),
+        kind: text(row, 5)?,
+        content_type: text(row, 6)?.unwrap_or_else(|| "application/json".to_owned()),
+        headers: text(row, 7)?.unwrap_or_else(|| "{}".to_owned()),
+        properties: text(row, 8)?.unwrap_or_else(|| "{}".to_owned()),
+        payload: payload(row)?,
+        created_at: epoch(created),
+        age: span(age),
+        due_in: span(number(row, 11)?),
+        attempts: attempts(row.try_get(12)?),
+    })
+}
+
+/// A UUID as text in any spelling, or as its 16 bytes. Anything else still names the row on every copy of its message.
+fn message_id(row: &SqliteRow, fallback: &str) -> Result<Uuid, sqlx::Error> {
+    let is_blob = row.try_get_raw(1)?.type_info().name() == "BLOB";
+    let Some(bytes) = bytes(row, 1)? else {
+        return Ok(derived_message_id(fallback));
+    };
+    let parsed = match is_blob {
+        true => Uuid::from_slice(bytes).ok(),
+        false => Uuid::try_parse_ascii(bytes).ok(),
+    };
+    Ok(parsed.unwrap_or_else(|| derived_message_id(&values::text(bytes))))
+}
+
+/// The bytes of the text or the blob. A null payload has no size.
+fn payload(row: &SqliteRow) -> Result<Payload, sqlx::Error> {
+    let Some(size) = row.try_get::<Option<i64>, _>(13)? else {
+        return Ok(Payload::Missing);
+    };
+    Ok(match bytes(row, 14)? {
+        Some(bytes) => Payload::Loaded(bytes.to_vec()),
+        None => Payload::Left(count(size)),
+    })
+}
+
+fn text(row: &SqliteRow, index: usize) -> Result<Option<String>, sqlx::Error> {
+    Ok(bytes(row, index)?.map(values::text))
+}
+
+/// Text or blob alike.
+fn bytes(row: &SqliteRow, index: usize) -> Result<Option<&[u8]>, sqlx::Error> {
+    row.try_get_unchecked(index)
+}
+
+/// Integer or real alike: SQLite converts.
+fn number(row: &SqliteRow, index: usize) -> Result<Option<f64>, sqlx::Error> {
+    row.try_get_unchecked(index)
+}
+
+/// An id with its key.
+pub(super) fn id_and_key(row: &SqliteRow) -> Result<(RowId, Option<String>), sqlx::Error> {
+    Ok((RowId(row.try_get(0)?), text(row, 1)?))
+}
+
+/// A row of a scan.
+pub(super) fn stub(row: &SqliteRow) -> Result<Stub, sqlx::Error> {
+    let (id, key) = id_and_key(row)?;
+    Ok(Stub {
+        id,
+        ordering_key: key.map(|key| OrderingKey::new(&key)),
+        due_in: span(number(row, 2)?),
+    })
+}
+
+/// A row of a probe: the stub, and whether it is unsent.
+pub(super) fn probed(row: &SqliteRow) -> Result<(Stub, bool), sqlx::Error> {
+    Ok((stub(row)?, row.try_get(3)?))
+}
+
+/// A key with its lowest dead letter.
+pub(super) fn dead_key(row: &SqliteRow) -> Result<(OrderingKey, RowId), sqlx::Error> {
+    Ok((
+        OrderingKey::new(&text(row, 0)?.unwrap_or_default()),
+        RowId(row.try_get(1)?),
+    ))
+}
+
+/// The one row of a purge's look, with the ids that are old enough, in order.
+pub(super) fn window(row: &SqliteRow) -> Result<(Window, Vec<i64>), sqlx::Error> {
+    let old: String = row.try_get(3)?;
+    let mut old: Vec<i64> = serde_json::from_str(&old).map_err(|error| sqlx::Error::Decode(error.into()))?;
+    old.sort_unstable();
+    let window = Window {
+        seen: count(row.try_get(0)?),
+        last: row.try_get(1)?,
+        young: count(row.try_get(2)?),
+        deleted: 0,
+        last_deleted: None,
+    };
+    Ok((window, old))
+}
+
+/// The one row of a backlog.
+pub(super) fn backlog(row: &SqliteRow) -> Result<Backlog, sqlx::Error> {
+    let (pending, retrying, dead) = (count(row.try_get(0)?), count(row.try_get(1)?), count(row.try_get(3)?));
+    let oldest = number(row, 2)?;
+    let cap = u64::from(BACKLOG_CAP);
+    Ok(Backlog {
+        pending,
+        retrying,
+        dead,
+        oldest_age: oldest.map(|age| span(Some(age))),
+        capped: pending + retrying >= cap || dead >= cap,
+    })
+}

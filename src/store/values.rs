@@ -1,0 +1,188 @@
+//! Values as the stores read and write them, whatever the database.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use md5::{Digest, Md5};
+use uuid::{Builder, Uuid};
+
+use super::{Failure, NextStep, Shares, StoreError};
+use crate::broker::Confirmed;
+use crate::message::RowId;
+
+/// The longest wait a store reads or writes: `infinity` in the table, or a number beyond all calendars, is this.
+pub(super) const FOREVER: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
+
+/// The last second of the year 9999: no timestamp beyond it is a date.
+const LAST_SECOND: f64 = 253_402_300_799.0;
+
+/// What a database keeps of an error text, in characters.
+const MAX_ERROR_CHARS: usize = 2_000;
+
+/// The share, below `of`, that a row belongs to: by its key, or by its id where it has none.
+///
+/// The first byte of an md5 is the same in every version of every database, unlike its own hash functions; this is no
+/// cryptography. With `of` 1 to 256.
+pub fn share_of(id: RowId, key: Option<&str>, of: u16) -> u16 {
+    let digest = match key {
+        Some(key) => Md5::digest(key.as_bytes()),
+        None => Md5::digest(id.to_string().as_bytes()),
+    };
+    u16::from(digest[0]) % of.max(1)
+}
+
+impl Shares {
+    /// Whether a row is among these.
+    pub fn contain(&self, id: RowId, key: Option<&str>) -> bool {
+        match self {
+            Shares::All => true,
+            Shares::Some { of, owned } => owned.contains(&share_of(id, key, *of)),
+        }
+    }
+}
+
+/// A span read from the database: never negative, never beyond [`FOREVER`], whatever stands there.
+pub(super) fn span(seconds: Option<f64>) -> Duration {
+    let seconds = seconds.unwrap_or(0.0);
+    // NaN compares false as well: not a time, so no reason to wait.
+    if seconds > 0.0 {
+        Duration::from_secs_f64(seconds.min(FOREVER.as_secs_f64()))
+    } else {
+        Duration::ZERO
+    }
+}
+
+/// Seconds since 1970 as AMQP can carry them.
+pub(super) fn epoch(seconds: Option<f64>) -> i64 {
+    // The cast of a NaN is 0.
+    seconds.unwrap_or(0.0).clamp(0.0, LAST_SECOND) as i64
+}
+
+/// A span as seconds for a statement's argument, never so long that date arithmetic overflows.
+pub(super) fn seconds(span: Duration) -> f64 {
+    span.min(FOREVER).as_secs_f64()
+}
+
+/// A count or an attempt number; what is negative is none.
+pub(super) fn count(number: i64) -> u64 {
+    u64::try_from(number).unwrap_or(0)
+}
+
+/// The attempts of a row.
+pub(super) fn attempts(number: i64) -> u32 {
+    u32::try_from(number.max(0)).unwrap_or(u32::MAX)
+}
+
+/// The id of a row whose `message_id` is not a UUID: the same on every copy, as it is made from what does not change.
+pub(super) fn derived_message_id(source: &str) -> Uuid {
+    Builder::from_md5_bytes(Md5::digest(source.as_bytes()).into()).into_uuid()
+}
+
+/// A text column. Databases can hold text that is not UTF-8, and one such row must not stop its whole page.
+pub(super) fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// Raw ids for a statement.
+pub(super) fn raw(ids: &[RowId]) -> Vec<i64> {
+    ids.iter().map(|id| id.0).collect()
+}
+
+/// Ids to be marked: sorted, so that two writers lock rows in the same order, and each once.
+pub(super) fn sorted(rows: &[Confirmed]) -> Vec<i64> {
+    let mut ids: Vec<i64> = rows.iter().map(|confirmed| confirmed.row().0).collect();
+    ids.sort_unstable();
+    ids.dedup();
+    ids
+}
+
+/// What is written of a failure.
+#[derive(Debug, Default)]
+pub(super) struct FailureColumns {
+    pub(super) ids: Vec<i64>,
+    pub(super) attempts: Vec<i32>,
+    pub(super) errors: Vec<String>,
+    /// Seconds until the next attempt; `None`: a dead letter.
+    pub(super) delays: Vec<Option<f64>>,
+}
+
+impl FailureColumns {
+    /// In `id` order, the last word about each row.
+    pub(super) fn of(failures: &[Failure]) -> Self {
+        let by_id: BTreeMap<RowId, &Failure> = failures.iter().map(|failure| (failure.row, failure)).collect();
+        let mut columns = Self::default();
+        for (id, failure) in by_id {
+            columns.ids.push(id.0);
+            columns
+                .attempts
+                .push(i32::try_from(failure.attempts).unwrap_or(i32::MAX));
+            columns.errors.push(storable(&failure.error));
+            columns.delays.push(match failure.next {
+                NextStep::RetryIn(delay) => Some(seconds(delay)),
+                NextStep::Dead => None,
+            });
+        }
+        columns
+    }
+}
+
+/// PostgreSQL refuses a NUL in a text, and with it the whole statement.
+fn storable(error: &str) -> String {
+    error.chars().filter(|c| *c != '\0').take(MAX_ERROR_CHARS).collect()
+}
+
+/// The error for a value that the driver could not give.
+pub(super) fn unreadable(error: &sqlx::Error) -> StoreError {
+    match error {
+        // The source may quote the value.
+        sqlx::Error::ColumnDecode { index, .. } => StoreError::Failed(format!("column {index} cannot be read")),
+        _ => StoreError::Failed("a row cannot be read".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn spans_and_dates_survive_any_number() {
+        assert_eq!(span(Some(-1.0)), Duration::ZERO);
+        assert_eq!(span(Some(f64::NAN)), Duration::ZERO);
+        assert_eq!(span(Some(f64::INFINITY)), FOREVER);
+        assert_eq!(span(Some(1.5)), Duration::from_millis(1_500));
+        assert_eq!(epoch(Some(f64::NEG_INFINITY)), 0);
+        assert_eq!(epoch(Some(f64::INFINITY)), 253_402_300_799);
+        assert_eq!(epoch(Some(1_700_000_000.9)), 1_700_000_000);
+    }
+
+    #[test]
+    fn shares_split_keys_and_keyless_rows() {
+        // md5("a") begins with 0c, md5("7") with 8f.
+        assert_eq!(share_of(RowId(7), Some("a"), 16), 0x0c);
+        assert_eq!(share_of(RowId(7), None, 16), 0x0f);
+        assert_eq!(share_of(RowId(7), None, 1), 0);
+        let mine = Shares::Some {
+            of: 16,
+            owned: vec![12],
+        };
+        assert!(mine.contain(RowId(7), Some("a")) && !mine.contain(RowId(7), None));
+    }
+
+    #[test]
+    fn an_error_is_cut_and_loses_its_nuls_and_the_last_word_counts() {
+        let failure = |error: String, next| Failure {
+            row: RowId(1),
+            attempts: u32::MAX,
+            error,
+            next,
+        };
+        let columns = FailureColumns::of(&[
+            failure("first".to_owned(), NextStep::Dead),
+            failure(format!("\0{}", "é".repeat(3_000)), NextStep::RetryIn(Duration::MAX)),
+        ]);
+        assert_eq!(columns.ids, [1]);
+        assert_eq!(columns.attempts, [i32::MAX]);
+        assert_eq!(columns.errors[0].chars().count(), MAX_ERROR_CHARS);
+        assert!(columns.delays[0].is_some_and(|delay| delay.is_finite()));
+    }
+}

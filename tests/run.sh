@@ -1,0 +1,49 @@
+#!/usr/bin/env bash
+set -euo pipefail
+
+usage() {
+    cat <<'END'
+Runs the whole test suite against real servers.
+
+    tests/run.sh [ARGUMENT...]     the arguments go to `cargo test`: a test's name, `--test suite`, `-- --nocapture`
+    tests/run.sh --install-only    only install what the tests need
+
+Installs PostgreSQL and RabbitMQ from Debian when they are missing (as root or with sudo), without starting their
+services: the tests start private servers in temporary folders and end them.
+END
+}
+
+# postgresql, rabbitmq-server: the servers. erlang-base: its erl_call, with which tests steer a broker.
+# procps: its kill, for signals by name. gcc, libc6-dev: to build.
+packages=(postgresql rabbitmq-server erlang-base procps)
+
+main() {
+    cd "$(dirname "${BASH_SOURCE[0]}")/.."
+    case "${1-}" in
+        -h | --help) usage && exit ;;
+    esac
+    # shellcheck source=deploy/quickstart/debian.sh
+    . deploy/quickstart/debian.sh
+    command -v cc >/dev/null || packages+=(gcc libc6-dev)
+    install_packages "${packages[@]}"
+    if [ "${1-}" = --install-only ]; then
+        say "Everything the tests need is installed"
+        exit
+    fi
+    command -v cargo >/dev/null || die "cargo is missing: install Rust, see https://rustup.rs"
+    # Two at a time: each has servers of its own, and waits that a starved machine does not meet.
+    export RUST_TEST_THREADS=${RUST_TEST_THREADS:-2}
+    say "cargo test --locked $*"
+    exec cargo test --locked "$@"
+}
+
+say() {
+    echo "tests/run.sh: $*"
+}
+
+die() {
+    say "$*" >&2
+    exit 1
+}
+
+main "$@"

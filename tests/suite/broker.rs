@@ -1,0 +1,385 @@
+//! The lanes against a real RabbitMQ: what became of each message is known exactly, or said to be unknown.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use outbox_relay::broker::amqp::{Amqp, AmqpOptions};
+use outbox_relay::broker::{BatchReport, Broker, Connected, Doubt, Outcome};
+use outbox_relay::config::Secret;
+use outbox_relay::message::{Message, Properties, RowId};
+use uuid::Uuid;
+
+use crate::support::{Kind, Proxy, Rabbit, declare, drain_queue, until};
+
+const SECOND: Duration = Duration::from_secs(1);
+
+fn amqp(urls: &[&str], confirm_timeout: Duration) -> Amqp {
+    Amqp::new(AmqpOptions {
+        urls: urls.iter().map(|url| Secret::new(*url)).collect(),
+        connect_timeout: 3 * SECOND,
+        confirm_timeout,
+        lanes: 2,
+    })
+}
+
+async fn connect(url: &str) -> Connected {
+    amqp(&[url], 10 * SECOND).connect().await.expect("the broker is up")
+}
+
+fn message(row: i64, exchange: &str, routing_key: &str) -> Arc<Message> {
+    Arc::new(Message {
+        row: RowId(row),
+        message_id: Uuid::new_v4(),
+        exchange: exchange.to_owned(),
+        routing_key: routing_key.to_owned(),
+        kind: None,
+        content_type: "text/plain".to_owned(),
+        timestamp: 1,
+        headers: serde_json::Map::new(),
+        properties: Properties::default(),
+        body: row.to_string().into_bytes(),
+    })
+}
+
+/// The outcomes by row, each row exactly once.
+fn by_row(report: BatchReport, batch: &[Arc<Message>]) -> Vec<Outcome> {
+    let mut outcomes = report.outcomes;
+    outcomes.sort_by_key(|(row, _)| *row);
+    let rows: Vec<_> = outcomes.iter().map(|(row, _)| *row).collect();
+    assert_eq!(
+        rows,
+        batch.iter().map(|m| m.row).collect::<Vec<_>>(),
+        "every message has one outcome"
+    );
+    outcomes.into_iter().map(|(_, outcome)| outcome).collect()
+}
+
+fn is_confirmed(outcome: &Outcome) -> bool {
+    matches!(outcome, Outcome::Confirmed(_))
+}
+
+async fn unroutable_are_told_apart(kind: Kind) {
+    let url = Rabbit::shared().await.create_vhost().await;
+    declare(&url, "events", "q", kind, &["good"]).await;
+    let mut connected = connect(&url).await;
+    let mut random = fastrand::Rng::with_seed(7);
+    let mut good_rows = 0;
+    for round in 0..30 {
+        let batch: Vec<_> = (0..250)
+            .map(|row| message(row, "events", if random.bool() { "good" } else { "nowhere" }))
+            .collect();
+        let report = connected.lanes[round % 2].publish(&batch).await;
+        assert_eq!(report.broken, None);
+        for (outcome, message) in by_row(report, &batch).iter().zip(&batch) {
+            if message.routing_key == "good" {
+                good_rows += 1;
+                assert!(is_confirmed(outcome), "{outcome:?}");
+            } else {
+                assert!(
+                    matches!(outcome, Outcome::Unroutable(text) if text.contains("NO_ROUTE")),
+                    "{outcome:?}"
+                );
+            }
+        }
+    }
+    connected.session.close().await;
+    assert_eq!(drain_queue(&url, "q").await.len(), good_rows);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn unroutable_messages_are_told_apart_exactly_on_a_quorum_queue() {
+    unroutable_are_told_apart(Kind::Quorum).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn unroutable_messages_are_told_apart_exactly_on_a_classic_queue() {
+    unroutable_are_told_apart(Kind::Classic).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_queue_nacks_and_the_lane_goes_on() {
+    let rabbit = Rabbit::shared().await;
+    let url = rabbit.create_vhost().await;
+    declare(&url, "events", "full", Kind::Classic, &["full"]).await;
+    declare(&url, "events", "free", Kind::Classic, &["free"]).await;
+    rabbit
+        .set_policy(&url, "cap", "^full$", r#"{"max-length":1,"overflow":"reject-publish"}"#)
+        .await;
+    let mut connected = connect(&url).await;
+    let lane = &mut connected.lanes[0];
+    until("the full queue nacks", 10 * SECOND, async || {
+        let batch: Vec<_> = (0..20).map(|row| message(row, "events", "full")).collect();
+        let report = lane.publish(&batch).await;
+        by_row(report, &batch).contains(&Outcome::Nacked)
+    })
+    .await;
+    let batch: Vec<_> = (0..100)
+        .map(|row| message(row, "events", if row % 2 == 0 { "full" } else { "free" }))
+        .collect();
+    let outcomes = by_row(lane.publish(&batch).await, &batch);
+    assert!(outcomes.iter().skip(1).step_by(2).all(is_confirmed), "{outcomes:?}");
+    assert!(
+        outcomes.iter().step_by(2).all(|outcome| *outcome == Outcome::Nacked),
+        "{outcomes:?}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_missing_exchange_is_found_without_losing_a_confirm() {
+    let url = Rabbit::shared().await.create_vhost().await;
+    declare(&url, "events", "q", Kind::Classic, &["good"]).await;
+    let mut connected = connect(&url).await;
+    let lane = &mut connected.lanes[0];
+    let exchange = |row: i64| if row % 10 == 3 { "missing" } else { "events" };
+    for _ in 0..3 {
+        let batch: Vec<_> = (0..100).map(|row| message(row, exchange(row), "good")).collect();
+        let report = lane.publish(&batch).await;
+        assert_eq!(report.broken, None);
+        for (outcome, message) in by_row(report, &batch).iter().zip(&batch) {
+            match message.exchange.as_str() {
+                "events" => assert!(is_confirmed(outcome), "{outcome:?}"),
+                _ => assert!(
+                    matches!(outcome, Outcome::NoExchange(text) if text.contains("missing")),
+                    "{outcome:?}"
+                ),
+            }
+        }
+    }
+    assert_eq!(
+        drain_queue(&url, "q").await.len(),
+        270,
+        "no message was published twice"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_exchange_deleted_after_it_was_seen_costs_only_its_own_messages() {
+    let rabbit = Rabbit::shared().await;
+    let url = rabbit.create_vhost().await;
+    declare(&url, "events", "q", Kind::Classic, &["good"]).await;
+    declare(&url, "gone", "q2", Kind::Classic, &["good"]).await;
+    let mut connected = connect(&url).await;
+    let lane = &mut connected.lanes[0];
+    let exchange = |row: i64| if row % 5 == 0 { "gone" } else { "events" };
+    let batch: Vec<_> = (0..50).map(|row| message(row, exchange(row), "good")).collect();
+    assert!(by_row(lane.publish(&batch).await, &batch).iter().all(is_confirmed));
+    let admin = lapin::Connection::connect(&url, lapin::ConnectionProperties::default())
+        .await
+        .unwrap();
+    let channel = admin.create_channel().await.unwrap();
+    channel
+        .exchange_delete("gone".into(), lapin::options::ExchangeDeleteOptions::default())
+        .await
+        .unwrap();
+    let report = lane.publish(&batch).await;
+    assert_eq!(report.broken, None);
+    for (outcome, message) in by_row(report, &batch).iter().zip(&batch) {
+        match message.exchange.as_str() {
+            "events" => assert!(is_confirmed(outcome), "{outcome:?}"),
+            _ => assert!(matches!(outcome, Outcome::NoExchange(_)), "{outcome:?}"),
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refused_exchange_costs_only_its_own_messages() {
+    let rabbit = Rabbit::shared().await;
+    let url = rabbit.create_vhost().await;
+    declare(&url, "events", "q", Kind::Classic, &["good"]).await;
+    declare(&url, "secret", "q2", Kind::Classic, &["good"]).await;
+    let user = format!("u{}", Uuid::new_v4().simple());
+    let limited = rabbit.add_user(&user, "pw", &url, ["^$", "^events$", "^$"]).await;
+    let mut connected = connect(&limited).await;
+    let lane = &mut connected.lanes[0];
+    let exchange = |row: i64| if row % 10 == 3 { "secret" } else { "events" };
+    for _ in 0..3 {
+        let batch: Vec<_> = (0..50).map(|row| message(row, exchange(row), "good")).collect();
+        let report = lane.publish(&batch).await;
+        assert_eq!(report.broken, None);
+        for (outcome, message) in by_row(report, &batch).iter().zip(&batch) {
+            match message.exchange.as_str() {
+                "events" => assert!(is_confirmed(outcome), "{outcome:?}"),
+                _ => assert!(
+                    matches!(outcome, Outcome::Refused(text) if text.contains("secret")),
+                    "{outcome:?}"
+                ),
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_user_id_that_is_not_the_login_is_refused_alone() {
+    let url = Rabbit::shared().await.create_vhost().await;
+    declare(&url, "events", "q", Kind::Classic, &["good"]).await;
+    let mut connected = connect(&url).await;
+    let mut batch: Vec<_> = (0..20).map(|row| message(row, "events", "good")).collect();
+    let mut forged = (*batch[7]).clone();
+    forged.properties.user_id = Some("somebody-else".to_owned());
+    batch[7] = Arc::new(forged);
+    let report = connected.lanes[0].publish(&batch).await;
+    assert_eq!(report.broken, None);
+    for (row, outcome) in by_row(report, &batch).iter().enumerate() {
+        match row {
+            7 => assert!(
+                matches!(outcome, Outcome::Refused(text) if text.contains("user_id")),
+                "{outcome:?}"
+            ),
+            _ => assert!(is_confirmed(outcome), "{outcome:?}"),
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_silent_broker_is_given_up_after_the_confirm_timeout() {
+    let rabbit = Rabbit::shared().await;
+    let url = rabbit.create_vhost().await;
+    declare(&url, "events", "q", Kind::Classic, &["good"]).await;
+    let proxy = Proxy::start(SocketAddr::from(([127, 0, 0, 1], rabbit.port()))).await;
+    let broker = amqp(&[&proxy.through(&url)], SECOND);
+    let mut connected = broker.connect().await.expect("connects");
+    let batch: Vec<_> = (0..50).map(|row| message(row, "events", "good")).collect();
+    assert!(
+        by_row(connected.lanes[0].publish(&batch).await, &batch)
+            .iter()
+            .all(is_confirmed)
+    );
+    proxy.stall();
+    let report = connected.lanes[0].publish(&batch).await;
+    assert!(
+        report
+            .broken
+            .as_ref()
+            .is_some_and(|reason| reason.contains("no confirm")),
+        "{:?}",
+        report.broken
+    );
+    let outcomes = by_row(report, &batch);
+    assert!(
+        outcomes
+            .iter()
+            .all(|outcome| *outcome == Outcome::Unknown(Doubt::Timeout)),
+        "{outcomes:?}"
+    );
+    let start = Instant::now();
+    connected.session.close().await;
+    assert!(
+        start.elapsed() < 4 * SECOND,
+        "a close that cannot be answered is bounded"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cut_leaves_every_message_confirmed_or_unknown() {
+    let rabbit = Rabbit::shared().await;
+    let url = rabbit.create_vhost().await;
+    declare(&url, "events", "q", Kind::Quorum, &["good"]).await;
+    let proxy = Proxy::start(SocketAddr::from(([127, 0, 0, 1], rabbit.port()))).await;
+    let broker = amqp(&[&proxy.through(&url)], 10 * SECOND);
+    let mut arrived_at_least = 0;
+    for round in 0..10 {
+        let mut connected = broker.connect().await.expect("connects");
+        let batch: Vec<_> = (0..2_000).map(|row| message(row, "events", "good")).collect();
+        let publishing = connected.lanes[0].publish(&batch);
+        let cut = async {
+            tokio::time::sleep(Duration::from_millis(5 * round)).await;
+            proxy.reset();
+        };
+        let (report, ()) = tokio::join!(publishing, cut);
+        let broken = report.broken.is_some();
+        let outcomes = by_row(report, &batch);
+        let known = outcomes.iter().filter(|outcome| is_confirmed(outcome)).count();
+        let unknown = outcomes
+            .iter()
+            .filter(|outcome| **outcome == Outcome::Unknown(Doubt::Disconnected))
+            .count();
+        assert_eq!(known + unknown, batch.len(), "{outcomes:?}");
+        assert_eq!(broken, unknown > 0);
+        arrived_at_least += known;
+        connected.session.close().await;
+    }
+    let arrived = drain_queue(&url, "q").await.len();
+    assert!(
+        arrived >= arrived_at_least,
+        "{arrived} arrived, {arrived_at_least} were confirmed"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_memory_alarm_stops_the_clock_of_the_confirm_timeout() {
+    let rabbit = Rabbit::start().await;
+    let url = rabbit.url();
+    declare(&url, "events", "q", Kind::Quorum, &["good"]).await;
+    let broker = amqp(&[&url], SECOND);
+    let Connected { session, mut lanes } = broker.connect().await.expect("connects");
+    rabbit.memory_alarm(true).await;
+    let batch: Vec<_> = (0..50).map(|row| message(row, "events", "good")).collect();
+    let mut lane = lanes.remove(0);
+    let watched = batch.clone();
+    let publishing = tokio::spawn(async move { lane.publish(&watched).await });
+    until("the connection is blocked", 10 * SECOND, async || session.blocked()).await;
+    let blocked_since = Instant::now();
+    until("three confirm timeouts pass", 10 * SECOND, async || {
+        blocked_since.elapsed() > 3 * SECOND
+    })
+    .await;
+    assert!(!publishing.is_finished(), "an alarm is waited for");
+    rabbit.memory_alarm(false).await;
+    let report = publishing.await.unwrap();
+    assert_eq!(report.broken, None);
+    assert!(by_row(report, &batch).iter().all(is_confirmed));
+    assert!(!session.blocked());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_peer_that_never_answers_costs_the_connect_timeout_and_no_thread() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let silent = format!("amqp://guest:hunter2@{}/%2f", listener.local_addr().unwrap());
+    let broker = Amqp::new(AmqpOptions {
+        urls: vec![Secret::new(silent.as_str())],
+        connect_timeout: Duration::from_millis(300),
+        confirm_timeout: SECOND,
+        lanes: 2,
+    });
+    let io_threads = || {
+        let tasks = std::fs::read_dir("/proc/self/task").unwrap();
+        // A thread may end while it is looked at.
+        let names = tasks.filter_map(|task| std::fs::read_to_string(task.ok()?.path().join("comm")).ok());
+        names.filter(|name| name.starts_with("lapin-io-loop")).count()
+    };
+    let mut most = 0;
+    for _ in 0..5 {
+        let error = broker.connect().await.err().expect("nobody answers").to_string();
+        assert!(
+            error.contains("no answer within") && !error.contains("hunter2"),
+            "{error}"
+        );
+        most = most.max(io_threads());
+    }
+    // Other tests of this process have connections of their own, so only growth would tell of a leak.
+    until("the threads of the failed attempts end", 10 * SECOND, async || {
+        io_threads() < most.max(5)
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn addresses_are_tried_in_turn_and_errors_hold_no_password() {
+    let rabbit = Rabbit::shared().await;
+    let url = rabbit.create_vhost().await;
+    let dead = format!("amqp://guest:hunter2@127.0.0.1:{}/", crate::support::free_port());
+    let connected = amqp(&[&dead, &url], SECOND)
+        .connect()
+        .await
+        .expect("the second one is up");
+    assert!(connected.session.address().contains(&rabbit.port().to_string()));
+    let wrong = format!("amqp://guest:hunter2@127.0.0.1:{}/", rabbit.port());
+    let error = amqp(&[&dead, &wrong], SECOND)
+        .connect()
+        .await
+        .err()
+        .expect("wrong password")
+        .to_string();
+    assert!(!error.contains("hunter2") && error.contains("refused"), "{error}");
+}

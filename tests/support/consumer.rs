@@ -1,0 +1,207 @@
+//! What arrives at the other end of the broker.
+
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use lapin::message::Delivery;
+use lapin::options::{
+    BasicAckOptions, BasicConsumeOptions, BasicGetOptions, BasicQosOptions, ExchangeDeclareOptions, QueueBindOptions,
+    QueueDeclareOptions,
+};
+use lapin::types::{AMQPValue, FieldTable};
+use lapin::{BasicProperties, Connection, ConnectionProperties, ExchangeKind};
+use tokio::task::JoinHandle;
+
+use super::until;
+
+/// Bounds each step of talking to the broker; a frozen one must not hang the test.
+const STEP: Duration = Duration::from_secs(20);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    Quorum,
+    Classic,
+}
+
+/// Declares a durable direct exchange and a durable queue that is bound to it with these keys. An
+/// exchange named "" is the default one: no binding is needed, its key is the queue's name.
+pub async fn declare(url: &str, exchange: &str, queue: &str, kind: Kind, routing_keys: &[&str]) {
+    let work = async {
+        let connection = connect(url).await?;
+        let channel = connection.create_channel().await?;
+        let mut arguments = FieldTable::default();
+        let kind = match kind {
+            Kind::Quorum => "quorum",
+            Kind::Classic => "classic",
+        };
+        arguments.insert("x-queue-type".into(), AMQPValue::LongString(kind.into()));
+        channel
+            .queue_declare(queue.into(), QueueDeclareOptions::durable(), arguments)
+            .await?;
+        if !exchange.is_empty() {
+            let durable = ExchangeDeclareOptions {
+                durable: true,
+                ..Default::default()
+            };
+            let none = FieldTable::default;
+            channel
+                .exchange_declare(exchange.into(), ExchangeKind::Direct, durable, none())
+                .await?;
+            for key in routing_keys {
+                let options = QueueBindOptions::default();
+                channel
+                    .queue_bind(queue.into(), exchange.into(), (*key).into(), options, none())
+                    .await?;
+            }
+        }
+        connection.close(200, "done".into()).await
+    };
+    tokio::time::timeout(STEP, work)
+        .await
+        .expect("the broker answers")
+        .unwrap_or_else(|e| panic!("declare {exchange:?} -> {queue:?}: {e}"));
+}
+
+/// One delivery.
+#[derive(Clone, Debug)]
+pub struct Received {
+    /// Empty when the message has none.
+    pub message_id: String,
+    pub body: Vec<u8>,
+    pub headers: FieldTable,
+    pub properties: BasicProperties,
+    pub routing_key: String,
+    pub exchange: String,
+    /// The broker delivered this copy before, to a connection that ended before the ack arrived.
+    pub redelivered: bool,
+    /// Which connection of the consumer it came through, from 0.
+    pub connection: usize,
+}
+
+impl Received {
+    fn new(delivery: Delivery, connection: usize) -> Self {
+        let properties = delivery.properties;
+        Self {
+            message_id: properties
+                .message_id()
+                .as_ref()
+                .map(ToString::to_string)
+                .unwrap_or_default(),
+            headers: properties.headers().clone().unwrap_or_default(),
+            properties,
+            body: delivery.data,
+            routing_key: delivery.routing_key.to_string(),
+            exchange: delivery.exchange.to_string(),
+            redelivered: delivery.redelivered,
+            connection,
+        }
+    }
+
+    pub fn text(&self) -> String {
+        String::from_utf8_lossy(&self.body).into_owned()
+    }
+}
+
+/// What the relay published, as far as a consumer can tell: without the broker's redeliveries of
+/// messages that were recorded already. Two of one `message_id` in here are a duplicate of the relay.
+pub fn arrivals(received: &[Received]) -> Vec<Received> {
+    let mut seen = HashSet::new();
+    received
+        .iter()
+        .filter(|message| seen.insert(message.message_id.clone()) || !message.redelivered)
+        .cloned()
+        .collect()
+}
+
+/// Collects deliveries in the background, in the order of arrival; connects again by itself.
+pub struct Consumer {
+    received: Arc<Mutex<Vec<Received>>>,
+    task: JoinHandle<()>,
+}
+
+impl Consumer {
+    /// Returns at once: the broker may come later.
+    pub fn start(url: &str, queue: &str) -> Self {
+        let received = Arc::new(Mutex::new(Vec::new()));
+        let (url, queue, list) = (url.to_string(), queue.to_string(), received.clone());
+        let task = tokio::spawn(async move {
+            for connection in 0.. {
+                // Every end of a connection is an expected one in these tests.
+                let _ = consume(&url, &queue, connection, &list).await;
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        });
+        Self { received, task }
+    }
+
+    pub fn snapshot(&self) -> Vec<Received> {
+        self.received.lock().expect("no panic while locked").clone()
+    }
+
+    pub fn count(&self) -> usize {
+        self.received.lock().expect("no panic while locked").len()
+    }
+
+    /// Waits until the condition holds for all that was received so far, and returns that.
+    pub async fn wait_for(&self, condition: impl Fn(&[Received]) -> bool, timeout: Duration) -> Vec<Received> {
+        let what = "the consumer received what the test waits for";
+        let mut checked = None;
+        until(what, timeout, async || {
+            let received = self.received.lock().expect("no panic while locked");
+            // Looks again only when there is more: the list may be long.
+            checked.replace(received.len()) != Some(received.len()) && condition(&received)
+        })
+        .await;
+        self.snapshot()
+    }
+}
+
+impl Drop for Consumer {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+async fn consume(url: &str, queue: &str, connection_number: usize, list: &Mutex<Vec<Received>>) -> anyhow::Result<()> {
+    let connection = tokio::time::timeout(STEP, connect(url)).await??;
+    let channel = tokio::time::timeout(STEP, connection.create_channel()).await??;
+    channel.basic_qos(500, BasicQosOptions::default()).await?;
+    let options = BasicConsumeOptions::default();
+    let arguments = FieldTable::default();
+    let start = channel.basic_consume(queue.into(), "test".into(), options, arguments);
+    let mut deliveries = tokio::time::timeout(STEP, start).await??;
+    while let Some(delivery) = deliveries.next().await {
+        let delivery = delivery?;
+        let acker = delivery.acker.clone();
+        let received = Received::new(delivery, connection_number);
+        // Recorded first: an ack that is lost costs a redelivery, never a message.
+        list.lock().expect("no panic while locked").push(received);
+        acker.ack(BasicAckOptions::default()).await?;
+    }
+    Ok(())
+}
+
+/// Takes all messages out of a queue.
+pub async fn drain_queue(url: &str, queue: &str) -> Vec<Received> {
+    let work = async {
+        let connection = connect(url).await?;
+        let channel = connection.create_channel().await?;
+        let mut all = Vec::new();
+        let no_ack = BasicGetOptions { no_ack: true };
+        while let Some(message) = channel.basic_get(queue.into(), no_ack).await? {
+            all.push(Received::new(message.delivery, 0));
+        }
+        connection.close(200, "done".into()).await?;
+        Ok::<_, lapin::Error>(all)
+    };
+    tokio::time::timeout(STEP * 3, work)
+        .await
+        .expect("the broker answers")
+        .unwrap_or_else(|e| panic!("drain {queue:?}: {e}"))
+}
+
+async fn connect(url: &str) -> lapin::Result<Connection> {
+    Connection::connect(url, ConnectionProperties::default()).await
+}

@@ -1,0 +1,35 @@
+//! Private servers and helpers for tests.
+//!
+//! Every server is real, started by the test process on free ports in a temporary folder, and ends
+//! with that process in whatever way it ends. A server that cannot be had fails the test.
+
+// Each test file is a crate of its own and uses its share of this module.
+#![allow(dead_code, unused_imports, unreachable_pub, missing_docs)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::disallowed_methods)]
+
+mod consumer;
+mod guard;
+mod http;
+mod postgres;
+mod process;
+mod proxy;
+mod rabbit;
+mod relay;
+
+use std::time::{Duration, Instant};
+
+pub use consumer::{Consumer, Kind, Received, arrivals, declare, drain_queue};
+pub use guard::free_port;
+pub use postgres::Postgres;
+pub use proxy::Proxy;
+pub use rabbit::Rabbit;
+pub use relay::{Relay, RelayCommand};
+
+/// Waits until the condition holds; panics with what it waited for.
+pub async fn until(what: &str, timeout: Duration, mut condition: impl AsyncFnMut() -> bool) {
+    let end = Instant::now() + timeout;
+    while !condition().await {
+        assert!(Instant::now() < end, "not within {timeout:?}: {what}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
