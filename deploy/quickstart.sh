@@ -3,7 +3,7 @@ set -euo pipefail
 
 usage() {
     cat <<'END'
-Shows outbox-relay at work, from nothing, in about two minutes after the build.
+Shows outbox-relay at work, from nothing, in half a minute after the build.
 
     deploy/quickstart.sh [--keep]     run the demonstration
     deploy/quickstart.sh --stop       stop what --keep left running
@@ -92,19 +92,20 @@ start_all() {
         start_broker
     fi
     start consumer examples/orders consume "${shop[@]:2}" --queue "$queue" --exchange "$exchange" ${1:+--temporary}
-    wait_for 60 "the consumer has declared its queue" test -e "$dir/findings.json"
+    wait_for 60 "the consumer has declared its queue" queue_declared "$1"
 
     say "Creating the outbox in $dir/shop.db: outbox-relay migrate"
     "$bin/outbox-relay" migrate | indent
     say "Starting the relay: outbox-relay run"
     start relay outbox-relay run
+    relay_pid=$!
     wait_for 20 "the relay is ready" healthy --ready
 }
 
 demonstrate() {
     say "Taking 200 orders a second, each with its message in one transaction"
     start shop examples/orders place --database "$RELAY_DATABASE_URL" --rate 200/s --until-file "$dir/closed"
-    orders watch "${shop[@]}" --for 10s
+    watch --for 10s
     if [ "$1" ]; then
         say "The broker is not ours: it is not stopped and started"
     else
@@ -112,7 +113,7 @@ demonstrate() {
     fi
     say "No more orders; waiting for the outbox to be empty"
     touch "$dir/closed"
-    orders watch "${shop[@]}" --until-drained --for 40s
+    watch --until-drained --for 40s
     wait_for 10 "the shop closes" gone shop
     indent <"$dir/shop.log"
 
@@ -125,12 +126,12 @@ outage() {
     say "Killing RabbitMQ (kill -9); orders keep coming"
     signal KILL broker
     wait_for 5 "the broker is gone" gone broker
-    orders watch "${shop[@]}" --for 6s
+    watch --for 6s
     echo "   GET /readyz says what is wrong:    $("$bin/outbox-relay" healthcheck --ready || true)"
     echo "   GET /livez, so nobody restarts it: $("$bin/outbox-relay" healthcheck)"
     say "Starting RabbitMQ again; orders still keep coming"
     start_broker
-    orders watch "${shop[@]}" --for 8s
+    watch --for 8s
 }
 
 # A clean stop waits for the confirms of what is in flight, and writes the marks.
@@ -182,16 +183,27 @@ background() {
     local name=$1
     shift
     env "$mark=$dir/$name" setsid "$@" </dev/null >>"$dir/$name.log" 2>&1 &
-    if [ "$name" = relay ]; then
-        relay_pid=$!
-    else
-        # Bash need not report how the others end.
-        disown
-    fi
+    # The relay's exit status is asked for; bash need not report how the others end.
+    [ "$name" = relay ] || disown
 }
 
 orders() {
     "$bin/examples/orders" "$@"
+}
+
+# The consumer writes its findings from the moment it is connected.
+queue_declared() {
+    [ -e "$dir/findings.json" ] && return
+    if [ -z "$1" ] && ! kill -0 "$broker_pid" 2>/dev/null; then
+        die "RabbitMQ has ended, see below"
+    fi
+    return 1
+}
+
+# In the background, because bash runs a trap only between commands: a SIGTERM need not wait for the end of this one.
+watch() {
+    env "$mark=$dir/watch" "$bin/examples/orders" watch "${shop[@]}" "$@" &
+    wait $!
 }
 
 healthy() {
@@ -214,7 +226,10 @@ start_broker() {
         ERL_EPMD_PORT="$epmd_port"
         # Otherwise the node starts a port mapper that outlives it.
         ERL_ZFLAGS="-start_epmd false"
-        RABBITMQ_NODENAME=quickstart@localhost
+        ERL_CRASH_DUMP_SECONDS=0
+        # By address: needs no name service.
+        RABBITMQ_NODENAME=quickstart@127.0.0.1
+        RABBITMQ_USE_LONGNAME=true
         RABBITMQ_NODE_IP_ADDRESS=127.0.0.1
         RABBITMQ_NODE_PORT="$broker_port"
         RABBITMQ_DIST_PORT="$distribution_port"
@@ -232,6 +247,7 @@ start_broker() {
             -kernel inet_dist_use_interface {127,0,0,1}"
     )
     background broker env "${environment[@]}" /usr/lib/rabbitmq/bin/rabbitmq-server
+    broker_pid=$!
 }
 
 # processes NAME: the process ids of what was started under this name.
@@ -259,6 +275,10 @@ ended() {
         *) tail -n 15 "$dir"/*.log >&2 ;;
     esac
     echo "   stopping everything"
+    # Bash need not report how they end.
+    disown -a
+    # What was started a moment ago carries the mark by then.
+    sleep 0.2
     stop
     exit "$1"
 }

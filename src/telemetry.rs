@@ -40,7 +40,7 @@ fn filter(directives: &str) -> Targets {
         .unwrap_or_else(|_| Targets::new().with_default(LevelFilter::INFO));
     let mut targets = asked.clone();
     if !asked.iter().any(|(target, _)| target == "lapin") {
-        targets = targets.with_target("lapin", LevelFilter::ERROR);
+        targets = targets.with_target("lapin", LevelFilter::OFF);
     }
     for (target, level) in asked.iter().filter(|(target, _)| target.starts_with("lapin")) {
         // At TRACE lapin prints frames: bodies, and the password of the handshake.
@@ -59,11 +59,10 @@ mod tests {
     use tracing::Level;
 
     #[test]
-    fn lapin_is_heard_at_error_only_until_it_is_named() {
+    fn lapin_is_not_heard_until_it_is_named() {
         let quiet = filter("debug");
         assert!(quiet.would_enable("outbox_relay::relay", &Level::DEBUG));
-        assert!(!quiet.would_enable("lapin::channel", &Level::WARN));
-        assert!(quiet.would_enable("lapin::channel", &Level::ERROR));
+        assert!(!quiet.would_enable("lapin::channel", &Level::ERROR));
         let named = filter("info,lapin=debug");
         assert!(named.would_enable("lapin::channel", &Level::DEBUG));
         let one_module = filter("trace,lapin::channel=warn");

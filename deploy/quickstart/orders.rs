@@ -8,6 +8,7 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::pin::pin;
+use std::process::ExitCode;
 use std::str::FromStr;
 use std::time::{Duration, Instant};
 
@@ -41,12 +42,19 @@ enum Command {
 }
 
 #[tokio::main]
-async fn main() -> anyhow::Result<()> {
-    match Command::parse() {
+async fn main() -> ExitCode {
+    let result = match Command::parse() {
         Command::Place(args) => place(&args).await,
-        Command::Consume(args) => Consumer::open(args).await?.run().await,
+        Command::Consume(args) => consume(args).await,
         Command::Watch(args) => watch(&args).await,
         Command::Summary(shop) => summary(&shop).await,
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("orders: {error:#}");
+            ExitCode::FAILURE
+        }
     }
 }
 
@@ -177,6 +185,10 @@ struct Consume {
     /// Delete queue and exchange at the end
     #[arg(long)]
     temporary: bool,
+}
+
+async fn consume(args: Consume) -> anyhow::Result<()> {
+    Consumer::open(args).await?.run().await
 }
 
 struct Consumer {

@@ -120,8 +120,6 @@ enum Content {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
     Waiting,
-    /// Its turn has come, its body is being fetched.
-    Fetching,
     InFlight(Generation),
     Confirmed,
     /// Its refusal is being written.
@@ -145,7 +143,7 @@ pub struct Dispatcher {
     ready: VecDeque<Turn>,
     /// Turns of keys that have messages in flight on a lane (`pipelined` only): order holds per channel.
     pinned: Vec<VecDeque<Turn>>,
-    /// Rows whose turn has come but whose body is in the table.
+    /// Waiting rows whose bodies are still to be fetched.
     left: BTreeSet<RowId>,
     timers: BinaryHeap<Reverse<(Time, RowId)>>,
     rng: fastrand::Rng,
@@ -288,10 +286,17 @@ impl Dispatcher {
     /// `id`, and with it its key, must wait; later rows of the key go back to the table.
     fn hold(&mut self, id: RowId, key: Option<&OrderingKey>) {
         if let Some(key) = key {
-            for later in self.keys.hold(key, id) {
-                self.drop_body(later);
-                self.rows.remove(&later);
-            }
+            let behind = self.keys.hold(key, id);
+            self.leave(behind);
+        }
+    }
+
+    /// These waiting rows are not held any longer; they will be read again.
+    fn leave(&mut self, rows: Vec<RowId>) {
+        for id in rows {
+            self.drop_body(id);
+            self.left.remove(&id);
+            self.rows.remove(&id);
         }
     }
 

@@ -13,9 +13,9 @@ use sqlx::sqlite::{SqliteArguments, SqliteConnection, SqliteRow};
 use sqlx::{AssertSqlSafe, Executor as _, Row as _, Sqlite as Driver};
 
 use super::migrate::{Applied, unsent_index};
-use super::purge::{PurgeWalk, WINDOWS_PER_CALL, Window};
+use super::purge::{PurgeWalk, WINDOWS_PER_CALL};
 use super::slot::{Slot, within};
-use super::values::{FailureColumns, raw, seconds, sorted, unreadable};
+use super::values::{FailureColumns, raw, sorted, unreadable};
 use super::{Backlog, Failure, OpenTransactions, Probe, Shares, Store, StoreError, StoreOptions, Stub};
 use crate::broker::Confirmed;
 use crate::config::{Secret, TableName};
@@ -27,15 +27,13 @@ mod inspect;
 mod migrate;
 mod rows;
 mod statements;
+mod walks;
 
 use connect::Connector;
 use statements::Statements;
 
 /// Every statement holds the only write lock of the database: short ones let the application in between.
 const MAX_WRITE: usize = 500;
-
-/// Ids read at a time when shares are filtered.
-const MIN_KEYS: u32 = 1_000;
 
 /// An outbox table in an SQLite file.
 #[derive(Debug)]
@@ -171,57 +169,9 @@ impl Sqlite {
         Ok(connection)
     }
 
-    /// The ids of the next `limit` rows of some shares.
-    async fn ids_of_shares(&self, after: RowId, limit: u32, shares: &Shares) -> Result<Vec<RowId>, StoreError> {
-        let statements = self.statements().await?;
-        let page = limit.max(MIN_KEYS);
-        let (mut ids, mut after) = (Vec::new(), after);
-        loop {
-            let query = self.query(&statements.open_keys).bind(after.0).bind(page);
-            let keys = decode(&self.rows(&self.read, query).await?, rows::id_and_key)?;
-            let last = keys.last().map(|(id, _)| *id);
-            let mine = keys.iter().filter(|(id, key)| shares.contain(*id, key.as_deref()));
-            ids.extend(mine.map(|(id, _)| *id).take(limit as usize - ids.len()));
-            match last {
-                Some(last) if ids.len() < limit as usize && keys.len() == page as usize => after = last,
-                _ => return Ok(ids),
-            }
-        }
-    }
-
     async fn page(&self, query: Statement<'_>) -> Result<Vec<OutboxRow>, StoreError> {
         let rows = self.rows(&self.read, query).await?;
         decode(&rows, |row| rows::outbox_row(row, &self.table))
-    }
-
-    async fn purge_window(&self, older_than: Duration, wanted: u64) -> Result<(u64, bool), StoreError> {
-        let statements = self.statements().await?;
-        let (size, age) = (PurgeWalk::size(wanted), seconds(older_than));
-        let position = lock(&self.walk).position();
-        let query = self
-            .query(&statements.purge_window)
-            .bind(position)
-            .bind(size as i64)
-            .bind(age);
-        let rows = self.rows(&self.housekeeping, query).await?;
-        let (seen, mut old) = decode_one(&rows, rows::window)?;
-        old.truncate(usize::try_from(wanted).unwrap_or(usize::MAX));
-        let mut deleted = 0;
-        for ids in old.chunks(MAX_WRITE) {
-            deleted += self
-                .execute(
-                    &self.housekeeping,
-                    self.query(&statements.purge).bind(list(ids)).bind(age),
-                )
-                .await?;
-        }
-        let found = Window {
-            deleted,
-            last_deleted: old.last().copied(),
-            ..seen
-        };
-        let more = lock(&self.walk).advance(found, size, wanted);
-        Ok((deleted, more))
     }
 }
 

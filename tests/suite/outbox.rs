@@ -135,13 +135,13 @@ impl Database {
         let sql = match self {
             Self::Postgres(_) => format!(
                 "INSERT INTO outbox (routing_key, ordering_key, payload)
-                 SELECT 'good', 'k' || n % {keys}, json_build_object('key', n % {keys}, 'n', n)
+                 SELECT 'good', 'k' || (n % {keys}), json_build_object('key', n % {keys}, 'n', n)
                  FROM generate_series({from}, {end}) AS n"
             ),
             Self::Sqlite(_) => format!(
                 "WITH RECURSIVE s(n) AS (SELECT {from} UNION ALL SELECT n + 1 FROM s WHERE n < {end})
                  INSERT INTO outbox (routing_key, ordering_key, payload)
-                 SELECT 'good', 'k' || n % {keys}, json_object('key', n % {keys}, 'n', n) FROM s"
+                 SELECT 'good', 'k' || (n % {keys}), json_object('key', n % {keys}, 'n', n) FROM s"
             ),
         };
         self.run(&sql).await;

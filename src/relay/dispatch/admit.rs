@@ -1,15 +1,15 @@
 //! The reading side: rows come in, as far as there is room and use for them.
 
 use std::cmp::Reverse;
+use std::collections::HashSet;
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::config::{OnDeadLetter, Ordering};
 use crate::message::{self, Message, OrderingKey, OutboxRow, Payload, RowId};
 use crate::store::Stub;
 
-use super::{Content, Dispatcher, Row, State, Time};
-
-use std::sync::Arc;
+use super::{Content, Dispatcher, Row, State, Time, Turn};
 
 /// Rows without a key that are due later than this are not remembered: a later sweep finds them again.
 const FORGET_AFTER: Duration = Duration::from_secs(60);
@@ -38,13 +38,11 @@ impl Dispatcher {
         }
     }
 
-    /// Takes in rows as read. Known ones only gain their body; those that their key cannot use yet stay in the table.
+    /// Takes in rows as read; those that their key cannot use yet stay in the table, and known ones change nothing.
     pub fn admit(&mut self, rows: Vec<OutboxRow>, now: Time) {
         for row in rows {
-            match self.rows.get(&row.id) {
-                Some(known) if known.state == State::Fetching => self.body_arrived(row, now),
-                Some(_) => {}
-                None => self.admit_new(row, now),
+            if !self.rows.contains_key(&row.id) {
+                self.admit_new(row, now);
             }
         }
     }
@@ -58,7 +56,7 @@ impl Dispatcher {
             if self.rows.contains_key(&stub.id) {
                 continue;
             }
-            if self.room() == 0 {
+            if self.active() >= self.settings.rows || self.stubs >= self.settings.stubs {
                 got = (RowId(stub.id.0 - 1), false);
                 break;
             }
@@ -114,10 +112,11 @@ impl Dispatcher {
         (ids, room)
     }
 
-    /// Of the rows that a fetch asked for, those that it did not bring are not unsent any more: forgotten.
+    /// Takes in the answer to a fetch. Rows that it did not bring are not unsent any more: forgotten.
     pub fn fetched(&mut self, asked: &[RowId], rows: Vec<OutboxRow>, now: Time) {
-        for id in asked {
-            if rows.iter().any(|row| row.id == *id) || !self.left.remove(id) {
+        let brought: HashSet<RowId> = rows.iter().map(|row| row.id).collect();
+        for id in asked.iter().filter(|id| !brought.contains(id)) {
+            if !self.left.remove(id) {
                 continue;
             }
             if let Some(key) = self.rows.remove(id).and_then(|row| row.key) {
@@ -125,7 +124,9 @@ impl Dispatcher {
                 self.queue_key(key);
             }
         }
-        self.admit(rows, now);
+        for row in rows {
+            self.body_arrived(row, now);
+        }
     }
 
     /// Tells which keys have a dead letter (matters for `block` only). `as_of`: when the table was asked.
@@ -134,10 +135,7 @@ impl Dispatcher {
             return;
         }
         let (released, left) = self.keys.replace_dead(found, as_of);
-        for row in left {
-            self.drop_body(row);
-            self.rows.remove(&row);
-        }
+        self.leave(left);
         for key in released {
             self.queue_key(key);
         }
@@ -168,8 +166,10 @@ impl Dispatcher {
     fn insert(&mut self, id: RowId, mut row: Row, due_in: Duration, now: Time) {
         let key = row.key.clone();
         if due_in.is_zero() {
-            if matches!(row.content, Content::Ready(_)) {
-                self.bytes += row.size;
+            match row.content {
+                Content::Ready(_) => self.bytes += row.size,
+                Content::Left => drop(self.left.insert(id)),
+                Content::Bad(_) => {}
             }
             self.rows.insert(id, row);
             self.queue(id, key);
@@ -193,13 +193,18 @@ impl Dispatcher {
     }
 
     fn body_arrived(&mut self, read: OutboxRow, now: Time) {
-        let (id, size, age, attempts) = (read.id, read.payload.size(), read.age, read.attempts);
+        let id = read.id;
+        // It may have been left in the table again since it was asked for.
+        if !self.left.contains(&id) {
+            return;
+        }
+        let (size, age, attempts) = (read.payload.size(), read.age, read.attempts);
         let content = self.content(read);
         let Some(row) = self.rows.get_mut(&id) else { return };
         row.size = size;
         row.attempts = row.attempts.max(attempts);
         row.age = (age, now);
-        // The store had no room for it this time: it stays in the line.
+        // There was no room for it this time: it stays in the line.
         if matches!(content, Content::Left) {
             return;
         }
@@ -207,10 +212,12 @@ impl Dispatcher {
             self.bytes += size;
         }
         row.content = content;
-        row.state = State::Waiting;
         let key = row.key.clone();
         self.left.remove(&id);
-        self.queue(id, key);
+        match key {
+            None => self.ready.push_back(Turn::Row(id)),
+            Some(key) => self.queue_key(key),
+        }
     }
 
     fn content(&self, row: OutboxRow) -> Content {

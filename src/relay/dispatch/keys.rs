@@ -13,8 +13,6 @@ struct Key {
     waiting: VecDeque<RowId>,
     /// Rows that must wait (refused, or not due), by id: nothing above the first goes before it.
     held: Vec<RowId>,
-    /// Rows whose bodies are being fetched, by id: nothing above the first goes before it.
-    fetching: Vec<RowId>,
     /// A dead letter that blocks the key, and since when it is known.
     dead: Option<(RowId, Time)>,
     in_flight: usize,
@@ -27,16 +25,7 @@ struct Key {
 }
 
 impl Key {
-    /// The lowest row that something must happen to before rows above it can go.
-    fn barrier(&self) -> Option<RowId> {
-        let dead = self.dead.map(|(row, _)| row);
-        [self.held.first().copied(), self.fetching.first().copied(), dead]
-            .into_iter()
-            .flatten()
-            .min()
-    }
-
-    /// The lowest row that will stay where it is for a while.
+    /// The lowest row that must wait: none above it goes before it.
     fn stuck_at(&self) -> Option<RowId> {
         let dead = self.dead.map(|(row, _)| row);
         [self.held.first().copied(), dead].into_iter().flatten().min()
@@ -44,14 +33,13 @@ impl Key {
 
     fn next(&self, strict: bool) -> Option<RowId> {
         let first = *self.waiting.front()?;
-        let blocked = self.barrier().is_some_and(|row| row < first) || (strict && self.in_flight > 0);
+        let blocked = self.stuck_at().is_some_and(|row| row < first) || (strict && self.in_flight > 0);
         (!blocked).then_some(first)
     }
 
     fn is_empty(&self) -> bool {
         self.waiting.is_empty()
             && self.held.is_empty()
-            && self.fetching.is_empty()
             && self.dead.is_none()
             && self.in_flight == 0
             && self.left_from.is_none()
@@ -182,7 +170,6 @@ impl Keys {
     pub(super) fn add_waiting(&mut self, key: &OrderingKey, id: RowId) {
         self.change(key, |k| {
             remove(&mut k.held, id);
-            remove(&mut k.fetching, id);
             let at = k.waiting.partition_point(|other| *other < id);
             k.waiting.insert(at, id);
         });
@@ -234,19 +221,10 @@ impl Keys {
         });
     }
 
-    /// The row that was next waits for its body.
-    pub(super) fn fetching(&mut self, key: &OrderingKey, id: RowId) {
-        self.change(key, |k| {
-            remove_waiting(k, id);
-            insert(&mut k.fetching, id);
-        });
-    }
-
     /// The row must wait. Returns the rows behind it: they are left in the table from now on.
     pub(super) fn hold(&mut self, key: &OrderingKey, id: RowId) -> Vec<RowId> {
         self.change(key, |k| {
             remove_waiting(k, id);
-            remove(&mut k.fetching, id);
             insert(&mut k.held, id);
             leave_behind(k, id)
         })
@@ -256,7 +234,6 @@ impl Keys {
     pub(super) fn gone(&mut self, key: &OrderingKey, id: RowId) {
         self.change(key, |k| {
             remove(&mut k.held, id);
-            remove(&mut k.fetching, id);
             remove_waiting(k, id);
         });
     }

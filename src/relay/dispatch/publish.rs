@@ -110,11 +110,8 @@ impl Dispatcher {
                 Taken::Message(message)
             }
             Content::Left => {
-                row.state = State::Fetching;
+                // Its turn comes again with its body.
                 self.left.insert(id);
-                if let Some(key) = key {
-                    self.keys.fetching(&key, id);
-                }
                 Taken::Nothing
             }
             Content::Bad(invalid) => {
@@ -254,10 +251,8 @@ impl Dispatcher {
         if self.settings.on_dead_letter == OnDeadLetter::Continue {
             self.keys.gone(&key, id);
         } else {
-            for later in self.keys.dead(&key, id, now) {
-                self.drop_body(later);
-                self.rows.remove(&later);
-            }
+            let behind = self.keys.dead(&key, id, now);
+            self.leave(behind);
         }
         self.queue_key(key);
     }

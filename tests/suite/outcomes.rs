@@ -1,0 +1,245 @@
+//! What each outcome does: dead letters are exactly the rows that deserve it, and cost the others nothing.
+
+use crate::outbox::{Outbox, SECOND, judge, session};
+use crate::support::{Consumer, Kind, Rabbit, declare, drain_queue, until};
+use sqlx::Executor;
+
+async fn exactly_the_unroutable_become_dead_letters(kind: Kind) {
+    let outbox = Outbox::on_postgres().await;
+    declare(&outbox.amqp_url, "mixed", "m", kind, &["here"]).await;
+    let relay = outbox
+        .relay()
+        .env("RELAY_RETRY_MAX_ATTEMPTS", "1")
+        .env("RELAY_AMQP_EXCHANGE", "mixed")
+        .spawn();
+    for round in 1..=20 {
+        // Every row its own key: whole windows of mixed fates.
+        outbox
+            .db
+            .run(
+                "INSERT INTO outbox (routing_key, ordering_key, payload)
+                 SELECT CASE WHEN random() < 0.5 THEN 'here' ELSE 'nowhere' END, 'k' || n, to_json(n) FROM generate_series(1, 500) AS n",
+            )
+            .await;
+        outbox.wait_all_sent(60 * SECOND).await;
+        let wrong = "SELECT count(*) FROM outbox WHERE (routing_key = 'here') <> (sent_at IS NOT NULL) OR (routing_key = 'nowhere') <> (dead_at IS NOT NULL)";
+        assert_eq!(outbox.db.number(wrong).await, 0, "round {round}");
+    }
+    let routable = outbox
+        .db
+        .number("SELECT count(*) FROM outbox WHERE routing_key = 'here'")
+        .await;
+    let unroutable = outbox.db.number("SELECT count(*) FROM outbox WHERE routing_key = 'nowhere' AND attempts = 1 AND last_error LIKE 'unroutable%'").await;
+    assert_eq!(routable + unroutable, 10_000);
+    assert_eq!(
+        relay
+            .metric("outbox_relay_messages_dead_lettered_total{reason=\"unroutable\"}")
+            .await,
+        Some(unroutable as f64)
+    );
+    drop(relay);
+    assert_eq!(drain_queue(&outbox.amqp_url, "m").await.len() as i64, routable);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn exactly_the_unroutable_become_dead_letters_beside_a_quorum_queue() {
+    exactly_the_unroutable_become_dead_letters(Kind::Quorum).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn exactly_the_unroutable_become_dead_letters_beside_a_classic_queue() {
+    exactly_the_unroutable_become_dead_letters(Kind::Classic).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn poison_rows_become_dead_letters_and_good_rows_do_not_notice() {
+    let rabbit = Rabbit::shared().await;
+    let outbox = Outbox::on_postgres().await;
+    declare(&outbox.amqp_url, "forbidden", "f", Kind::Classic, &["good"]).await;
+    let user = format!("u{}", uuid::Uuid::new_v4().simple());
+    let limited = rabbit
+        .add_user(&user, "pw", &outbox.amqp_url, ["^$", "^events$", "^$"])
+        .await;
+    let relay = outbox
+        .relay()
+        .env("RELAY_AMQP_URL", &limited)
+        .env("RELAY_RETRY_MAX_ATTEMPTS", "2")
+        .env("RELAY_RETRY_MIN_DELAY", "50ms")
+        .env("RELAY_MESSAGE_MAX_BYTES", "1MiB")
+        .spawn();
+    let consumer = Consumer::start(&outbox.amqp_url, "q");
+    let poison = [
+        (
+            "'long key', repeat('k', 256), '{}', '{}', '1', NULL",
+            "routing_key has 256 bytes",
+        ),
+        (
+            "'headers', 'good', '[1]', '{}', '1', NULL",
+            "headers must be a JSON object",
+        ),
+        (
+            "'big headers', 'good', json_build_object('h', repeat('x', 200000)), '{}', '1', NULL",
+            "headers take",
+        ),
+        (
+            "'big body', 'good', '{}', '{}', to_json(repeat('x', 2000000)), NULL",
+            "payload has",
+        ),
+        (
+            "'expiration', 'good', '{}', '{\"expiration\": \"soon\"}', '1', NULL",
+            "property expiration",
+        ),
+        (
+            "'property', 'good', '{}', '{\"nonsense\": 1}', '1', NULL",
+            "\"nonsense\" is unknown",
+        ),
+        ("'missing', 'good', '{}', '{}', '1', 'missing'", "no_exchange: "),
+        ("'forbidden', 'good', '{}', '{}', '1', 'forbidden'", "refused: "),
+    ];
+    for round in 0..3 {
+        outbox.insert(round * 1_000, 500, 50).await;
+        for (values, _) in poison {
+            let insert = "INSERT INTO outbox (ordering_key, routing_key, headers, properties, payload, exchange)";
+            outbox.db.run(&format!("{insert} SELECT {values}")).await;
+        }
+        outbox.insert(round * 1_000 + 500, 500, 50).await;
+    }
+    let received = consumer.wait_for(|received| received.len() >= 3_000, 60 * SECOND).await;
+    judge(&received);
+    outbox.wait_all_sent(60 * SECOND).await;
+    let dead = outbox
+        .db
+        .number("SELECT count(*) FROM outbox WHERE dead_at IS NOT NULL")
+        .await;
+    assert_eq!(dead, 3 * poison.len() as i64);
+    for (values, reason) in poison {
+        let key = values.split('\'').nth(1).unwrap();
+        let error = outbox
+            .db
+            .text(&format!(
+                "SELECT min(last_error) FROM outbox WHERE ordering_key = '{key}'"
+            ))
+            .await;
+        assert!(
+            error.as_ref().is_some_and(|error| error.contains(reason)),
+            "{key}: {error:?}"
+        );
+    }
+    let attempts = outbox
+        .db
+        .number("SELECT max(attempts)::bigint FROM outbox WHERE last_error LIKE 'invalid%'")
+        .await;
+    assert_eq!(attempts, 0, "what can never be a message is not tried");
+    assert_eq!(
+        relay
+            .metric("outbox_relay_broker_connects_total{outcome=\"success\"}")
+            .await,
+        Some(1.0)
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_queue_spends_no_attempts_and_drains_when_there_is_room() {
+    let rabbit = Rabbit::shared().await;
+    let outbox = Outbox::on_postgres().await;
+    declare(&outbox.amqp_url, "narrow", "full", Kind::Classic, &["good"]).await;
+    rabbit
+        .set_policy(
+            &outbox.amqp_url,
+            "cap",
+            "^full$",
+            r#"{"max-length":5,"overflow":"reject-publish"}"#,
+        )
+        .await;
+    outbox.db.run("INSERT INTO outbox (exchange, routing_key, payload) SELECT 'narrow', 'good', to_json(n) FROM generate_series(1, 300) AS n").await;
+    outbox.insert(0, 1_000, 50).await;
+    let relay = outbox
+        .relay()
+        .env("RELAY_RETRY_MIN_DELAY", "50ms")
+        .env("RELAY_RETRY_MAX_DELAY", "500ms")
+        .env("RELAY_RETRY_MAX_ATTEMPTS", "1")
+        .spawn();
+    let consumer = Consumer::start(&outbox.amqp_url, "q");
+    consumer.wait_for(|received| received.len() >= 1_000, 60 * SECOND).await;
+    relay
+        .wait_metric(
+            "outbox_relay_publish_failures_total{reason=\"nack\"}",
+            |value| value > 300.0,
+            30 * SECOND,
+        )
+        .await;
+    rabbit.clear_policy(&outbox.amqp_url, "cap").await;
+    outbox.wait_all_sent(60 * SECOND).await;
+    assert_eq!(
+        outbox
+            .db
+            .number("SELECT count(*) FROM outbox WHERE attempts > 0 OR dead_at IS NOT NULL")
+            .await,
+        0
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dead_letter_blocks_its_key_if_asked_until_it_is_gone() {
+    let outbox = Outbox::on_postgres().await;
+    let mut db = session(&outbox.database_url).await;
+    db.execute(
+        "INSERT INTO outbox (routing_key, ordering_key, payload) SELECT CASE n WHEN 3 THEN 'nowhere' ELSE 'good' END, 'a', json_build_object('key', 1000, 'n', n) FROM generate_series(1, 10) AS n",
+    )
+    .await
+    .unwrap();
+    outbox.insert(100, 100, 10).await;
+    let relay = || {
+        outbox
+            .relay()
+            .env("RELAY_ON_DEAD_LETTER", "block")
+            .env("RELAY_RETRY_MAX_ATTEMPTS", "1")
+            .env("RELAY_POLL_SWEEP_INTERVAL", "500ms")
+            .spawn()
+    };
+    let consumer = Consumer::start(&outbox.amqp_url, "q");
+    let mut first = relay();
+    consumer.wait_for(|received| received.len() == 102, 30 * SECOND).await;
+    until("the third row is a dead letter", 10 * SECOND, async || {
+        outbox
+            .db
+            .number("SELECT count(*) FROM outbox WHERE dead_at IS NOT NULL")
+            .await
+            == 1
+    })
+    .await;
+    // A relay that starts later knows it as well.
+    first.sigterm();
+    assert!(first.wait(30 * SECOND).await.success());
+    let _second = relay();
+    outbox.insert(200, 100, 10).await;
+    let received = consumer.wait_for(|received| received.len() >= 202, 30 * SECOND).await;
+    assert_eq!(received.len(), 202, "the key waits");
+    db.execute("DELETE FROM outbox WHERE dead_at IS NOT NULL")
+        .await
+        .unwrap();
+    let received = consumer.wait_for(|received| received.len() == 209, 30 * SECOND).await;
+    judge(&received);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_delayed_row_waits_and_later_rows_of_its_key_wait_for_it() {
+    let outbox = Outbox::on_postgres().await;
+    outbox
+        .db
+        .run(
+            "INSERT INTO outbox (routing_key, ordering_key, payload, available_at) VALUES
+             ('good', 'a', '{\"key\": 1, \"n\": 1}', now() + interval '3 seconds'),
+             ('good', 'a', '{\"key\": 1, \"n\": 2}', NULL),
+             ('good', 'b', '{\"key\": 2, \"n\": 1}', NULL)",
+        )
+        .await;
+    let _relay = outbox.relay().spawn();
+    let consumer = Consumer::start(&outbox.amqp_url, "q");
+    let received = consumer.wait_for(|received| received.len() == 3, 30 * SECOND).await;
+    judge(&received);
+    assert!(received[0].text().contains("\"key\": 2"), "{}", received[0].text());
+    let early = "SELECT count(*) FROM outbox WHERE sent_at < available_at";
+    outbox.wait_all_sent(10 * SECOND).await;
+    assert_eq!(outbox.db.number(early).await, 0);
+}

@@ -1,0 +1,92 @@
+//! What the cases need of a database besides the store itself.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use outbox_relay::broker::Confirmed;
+use outbox_relay::config::{OnSent, Secret};
+use outbox_relay::message::{OutboxRow, Payload, RowId};
+use outbox_relay::store::{self, Failure, NextStep, Shares, Store, StoreOptions};
+
+/// A fresh database.
+#[async_trait]
+pub(crate) trait Harness: Send + Sync + Sized {
+    async fn fresh() -> Self;
+    fn url(&self) -> Secret;
+    /// Runs raw SQL.
+    async fn execute(&self, sql: &str);
+    /// One number.
+    async fn number(&self, sql: &str) -> i64;
+    /// A time from now, as SQL.
+    fn in_seconds(&self, seconds: i64) -> String;
+
+    fn store(&self) -> Arc<dyn Store> {
+        self.store_with(options("outbox", OnSent::Mark))
+    }
+
+    fn store_with(&self, options: StoreOptions) -> Arc<dyn Store> {
+        store::open(&self.url(), options).expect("a good URL")
+    }
+
+    /// The table, and a store on it.
+    async fn migrated(&self) -> Arc<dyn Store> {
+        store::migrate(&self.url(), options("outbox", OnSent::Mark))
+            .await
+            .expect("migrations");
+        self.store()
+    }
+
+    /// Rows with these keys; an empty one stands for none.
+    async fn insert(&self, keys: &[&str]) {
+        let rows: Vec<String> = keys
+            .iter()
+            .map(|key| match *key {
+                "" => "('r', '{}', NULL)".to_owned(),
+                key => format!("('r', '{{}}', '{key}')"),
+            })
+            .collect();
+        self.execute(&format!(
+            "INSERT INTO outbox (routing_key, payload, ordering_key) VALUES {}",
+            rows.join(",")
+        ))
+        .await;
+    }
+}
+
+pub(crate) fn options(table: &str, on_sent: OnSent) -> StoreOptions {
+    StoreOptions {
+        table: table.parse().expect("a table name"),
+        on_sent,
+        timeout: Duration::from_secs(5),
+    }
+}
+
+#[expect(clippy::disallowed_methods, reason = "there is no broker in these tests")]
+pub(crate) fn confirmed(ids: impl IntoIterator<Item = i64>) -> Vec<Confirmed> {
+    ids.into_iter().map(|id| Confirmed::attest(RowId(id))).collect()
+}
+
+pub(crate) fn failure(id: i64, attempts: u32, next: NextStep) -> Failure {
+    Failure {
+        row: RowId(id),
+        attempts,
+        error: "it's \"refused\"".to_owned(),
+        next,
+    }
+}
+
+pub(crate) async fn head(store: &Arc<dyn Store>) -> Vec<OutboxRow> {
+    store.head(RowId(0), 10_000, &Shares::All).await.expect("a head")
+}
+
+pub(crate) async fn head_ids(store: &Arc<dyn Store>) -> Vec<i64> {
+    head(store).await.iter().map(|row| row.id.0).collect()
+}
+
+pub(crate) fn body(row: &OutboxRow) -> &[u8] {
+    match &row.payload {
+        Payload::Loaded(bytes) => bytes,
+        other => panic!("the body was not loaded: {other:?}"),
+    }
+}
