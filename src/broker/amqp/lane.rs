@@ -23,6 +23,10 @@ use super::properties::{properties, short};
 /// How often the clock of the confirm timeout is advanced; it stands still while the broker is blocked.
 const TICK: Duration = Duration::from_millis(100);
 
+/// How often a new channel is asked for in the place of one that the broker closed, and the pause between.
+const REOPEN_ATTEMPTS: u32 = 3;
+const REOPEN_PAUSE: Duration = Duration::from_millis(20);
+
 /// Unroutable messages must come back, not vanish.
 const MANDATORY: BasicPublishOptions = BasicPublishOptions {
     mandatory: true,
@@ -183,15 +187,25 @@ impl AmqpLane {
         unsettled.into_iter().map(|message| vec![message]).collect()
     }
 
-    /// A new channel on the same connection; false when there is none to be had.
-    async fn reopen(&mut self) -> bool {
-        match tokio::time::timeout(self.confirm_timeout, self.connection.channel()).await {
-            Ok(Ok(channel)) => {
-                self.channel = channel;
-                true
+    /// A new channel on the same connection. lapin may still be busy with the end of the old one (and reuses its
+    /// number), so that the first attempt can fail.
+    async fn reopen(&mut self) -> Result<(), String> {
+        let mut why = String::new();
+        for _ in 0..REOPEN_ATTEMPTS {
+            match tokio::time::timeout(self.confirm_timeout, self.connection.channel()).await {
+                Ok(Ok(channel)) => {
+                    self.channel = channel;
+                    return Ok(());
+                }
+                Ok(Err(error)) => why = error.to_string(),
+                Err(_elapsed) => return Err("no new channel within the time".to_owned()),
             }
-            _ => false,
+            if !self.connection.connected() {
+                break;
+            }
+            tokio::time::sleep(REOPEN_PAUSE).await;
         }
+        Err(format!("no new channel: {why}"))
     }
 }
 
@@ -218,7 +232,7 @@ impl Lane for AmqpLane {
                 report.outcomes.push((row, outcome));
             }
             let (again, usable) = match attempt.end {
-                End::Complete => (Vec::new(), true),
+                End::Complete => (Vec::new(), Ok(())),
                 End::ChannelClosed { code, text } => {
                     let again = self.after_refusal(attempt.unsettled, code, &text, &mut report);
                     (again, self.reopen().await)
@@ -226,7 +240,11 @@ impl Lane for AmqpLane {
                 End::ChannelGone => {
                     reopened += 1;
                     // Once is an accident of the channel; more often, something is wrong with the connection.
-                    (vec![attempt.unsettled], reopened == 1 && self.reopen().await)
+                    let usable = match reopened {
+                        1 => self.reopen().await,
+                        _ => Err("the channel closes by itself".to_owned()),
+                    };
+                    (vec![attempt.unsettled], usable)
                 }
                 End::Broken(doubt, text) => {
                     let rest = attempt.unsettled.into_iter().chain(groups.into_iter().flatten());
@@ -240,12 +258,12 @@ impl Lane for AmqpLane {
             for group in again.into_iter().rev() {
                 groups.push_front(group);
             }
-            if !usable {
+            if let Err(why) = usable {
                 let rest = groups.into_iter().flatten();
                 report
                     .outcomes
                     .extend(rest.map(|message| (message.row, Outcome::Unknown(Doubt::Disconnected))));
-                report.broken = Some("the channel could not be opened again".to_owned());
+                report.broken = Some(why);
                 return report;
             }
         }
