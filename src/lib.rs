@@ -1,4 +1,161 @@
-//! Transactional outbox relay.
+//! Transactional outbox relay: publishes the committed rows of an outbox table to RabbitMQ, each confirmed, in order
+//! per key, and marks them sent. This page is the architecture; how to use the program is in the README.
+//!
+//! # One row's way
+//!
+//! ```text
+//!   outbox table                                                                         RabbitMQ
+//!        │                                                                                  ▲ │
+//!        │ plain SELECT                                                   publish, mandatory│ │confirm, return
+//!        ▼                                                                                  │ ▼
+//!   store ──rows──▶ relay::reader ──▶ relay::dispatch ──batch──▶ relay::publisher ──▶ broker::amqp
+//!     ▲              head, probe,      who may go now,            4 lanes, each one    one channel a lane,
+//!     │              scan, fetch       who waits (pure)           batch at a time      all confirms awaited
+//!     │                                   │       ▲                          │
+//!     └── relay::settler ◀──marks, ───────┘       └───── one outcome ────────┘
+//!         one write at a time  refusals                  for every message
+//! ```
+//!
+//! `relay/core.rs` is the loop in the middle. It owns all state and turns on events: something was read, a lane
+//! reported, the connection came or went, a write was done, a timer is due. Reading, publishing and marking are tasks
+//! of their own, so that one batch is marked while the next awaits its confirms and a third is read.
+//!
+//! A row is read, becomes a [`message::Message`] (or is found to be none, and is a dead letter without having been
+//! tried), waits for its turn, travels in a batch on one lane, and comes back with one [`broker::Outcome`]. Confirmed
+//! rows are marked some milliseconds later, many with one statement; the next row of the key does not wait for that.
+//! Refusals are written with the time of the next try, or as dead letters, and for that the key does wait. An outcome
+//! that says nothing about the row (nack, timeout, connection lost) is written nowhere.
+//!
+//! # Rooms
+//!
+//! | room | what it does | what is in no other room |
+//! |---|---|---|
+//! | [`cli`] | one file for each command, exit codes | |
+//! | [`config`] | every variable in one table; all mistakes at once | reading the environment |
+//! | [`message`] | from a row to a message; everything a broker would refuse for the message's own sake | |
+//! | [`store`] | the table behind [`store::Store`]; PostgreSQL, SQLite, migrations | SQL |
+//! | [`broker`] | RabbitMQ behind [`broker::Broker`], [`broker::Session`], [`broker::Lane`] | lapin, AMQP types |
+//! | [`relay`] | the loop and its tasks | order, retries, bounds |
+//! | [`relay::dispatch`] | the state machine: who may go, who waits | decisions about a row |
+//! | [`relay::reader`], [`relay::holes`] | what is read when; ids that were skipped | the cursor |
+//! | [`admin`], [`health`] | HTTP endpoints and what they tell | |
+//! | [`metrics`] | all metrics | names of metrics |
+//! | [`telemetry`] | logging | what must never be logged |
+//!
+//! [`relay::dispatch`] has no I/O, no clock, no task, no SQL and no AMQP type: it is told what happened and when.
+//!
+//! # Invariants
+//!
+//! The tests named here are in `tests/suite`, and run against real servers.
+//!
+//! 1. *No row is marked without the positive confirm of its own message.* The type says so: [`store::Store::mark_sent`] takes
+//!    [`broker::Confirmed`], which only a lane makes (a lint forbids it elsewhere).
+//!    `broker::unroutable_messages_are_told_apart_exactly_on_a_quorum_queue` and `…_on_a_classic_queue`,
+//!    `outcomes::exactly_the_unroutable_become_dead_letters_…`.
+//! 2. *First copies of a key's messages leave in `id` order* (`strict`). `faults::cuts_and_kills_lose_nothing_and_…`,
+//!    `faults::a_late_commit_goes_before_the_next_row_of_its_key_…`.
+//! 3. *An outcome from an old connection settles nothing*: [`relay::dispatch::Generation`].
+//!    `faults::cuts_and_kills_…`, `broker::a_cut_leaves_every_message_confirmed_or_unknown`.
+//! 4. *No transaction is open while the broker is awaited*: every method of [`store::Store`] is one statement or a
+//!    few short ones, each with a bound. `store::postgres_faults::a_locked_table_costs_one_timeout_and_no_backend`.
+//! 5. *A refusal never overwrites a row that is sent or given up.* `store::writing::a_late_failure_takes_nothing`,
+//!    `a_dead_letter_that_was_confirmed_is_sent`.
+//! 6. *An outage spends no attempts and grows no memory.* `faults::an_alarm_costs_latency_only`,
+//!    `faults::a_broker_that_is_away_…`, `outcomes::a_full_queue_spends_no_attempts_…`.
+//! 7. *One bad row costs its own key only.* `outcomes::poison_rows_become_dead_letters_…`,
+//!    `faults::a_million_rows_of_a_blocked_key_…`, `broker::a_refused_exchange_costs_only_its_own_messages`.
+//! 8. *Every wait has a bound.* `broker::a_silent_broker_…`, `broker::a_peer_that_never_answers_…`,
+//!    `stopping::a_stop_while_the_broker_takes_nothing_ends_with_the_grace`.
+//! 9. *No secret and no body is in a log or an error.* `store::postgres_faults::errors_hold_no_password_and_no_body`,
+//!    `broker::addresses_are_tried_in_turn_…`, the tests of [`config`] and [`telemetry`].
+//! 10. *The end of any task is noticed*: [`relay::run`] then ends with [`relay::Ended::Broken`], and the process with 1.
+//!
+//! # Why a cursor, probes and sweeps
+//!
+//! *The cursor* (`id > last id read`) is speed: a poll costs the same however large the table is. Alone it loses rows,
+//! because a transaction takes its ids when it inserts and shows them when it commits: a lower id can appear later.
+//!
+//! *Probes* close that gap quickly. Ids that the cursor skipped are remembered ([`relay::holes`]) and looked at again,
+//! after each read of new rows and *before* those rows are used. Without new rows that happens every 100 ms.
+//! A hole is forgotten when it has a row, or when every transaction has ended that was open 10 s after it was seen
+//! (by PostgreSQL's snapshots). SQLite has one writer at a time and needs none of this.
+//!
+//! *The sweep* is the truth: every `RELAY_POLL_SWEEP_INTERVAL` all unsent rows below the cursor are walked, ids and
+//! keys only. Whatever became of the ids (a jump of the sequence, a restored backup, a row replayed by hand, a run of
+//! more than 1,000 missing ids, which is not watched), no unsent row is missed for longer than a sweep. The same walk
+//! brings back the rows of a key that were left in the table.
+//!
+//! # Why a lane awaits all confirms of a batch
+//!
+//! The client library attaches a returned (unroutable) message to whichever confirm completes next, not to its own. So
+//! the answer to one message cannot be believed alone. Within one batch it can be put right: once *all* confirms are
+//! in, every return of the batch has been attached to some message of it, and the returned `message_id`s, taken as a
+//! set, are exactly the unroutable ones. That is why `message_id`s within a batch are unique, why a channel belongs to
+//! one task, and why a batch that ended with an error settles only what was answered beyond doubt. A message whose
+//! publish was started is never dropped while the connection lives on, since it may arrive all the same: after a
+//! confirm timeout the connection is closed, its messages are unknown, and they go again on the next one.
+//!
+//! Many messages per batch and four lanes are what keeps this fast; see [`relay::LANES`].
+//!
+//! # Why the order holds
+//!
+//! In `strict`, per key: (a) a row is published only when no other of its key is in flight and no lower row that is
+//! known must wait; (b) it stops being in flight only by an outcome, and an unknown one comes only after the
+//! connection was closed, so that nothing of it can still arrive behind its successor; (c) rows are known in `id` order:
+//! the head is read in order, and a lower row that could have been committed before a higher one of its key is found
+//! by the probe between reading the higher and using it, provided that writers of the key are serialised before the
+//! insert, and that the lower id is among those that are watched (not one of a run of more than 1,000 missing ids, nor
+//! older than the newest 1,000 when the relay starts: then the sweep sends it, perhaps behind); (d) a dead letter is in
+//! the table before the key goes on, so that a crash does not send it behind; (e) a key that has to wait keeps its
+//! first row and an id from which on the rest is in the table only, and reads it again from there. After a crash,
+//! confirmed rows that were not marked are sent again, in order: copies come late, first copies do not.
+//!
+//! In `pipelined`, messages of a key that are in flight share a lane (order holds per channel), and a refusal of one
+//! cannot hold back those behind it. In `none`, keys are ignored.
+//!
+//! # What bounds memory
+//!
+//! With F = `RELAY_PUBLISH_IN_FLIGHT` and B = `RELAY_POLL_BATCH_SIZE`:
+//!
+//! | what | bound |
+//! |---|---|
+//! | messages published and not settled | F, in batches of F / 4 |
+//! | rows confirmed and not marked, without body | below 3 F (see the next section) |
+//! | rows waiting or in flight | 2 F + 2 B |
+//! | of one key | (F + B) / 2, at least 16; the rest is left in the table |
+//! | bodies | nothing is read above `RELAY_PUBLISH_IN_FLIGHT_BYTES`: that, and one page of bodies up to 16 KiB each; larger ones are fetched when there is room, one alone if need be |
+//! | rows that must wait (backoff, delayed), without body | 250,000, about 50 MB; then no new rows are read |
+//! | rows without a key due in more than a minute | not held, a later sweep finds them |
+//! | skipped ids | 10,000, the lowest given up first and left to the sweep |
+//! | under way between the tasks | one read, one write, one batch per lane |
+//!
+//! Rows that probes find are few and taken in beyond these bounds. The client library holds a copy of what it is
+//! about to write to the socket.
+//!
+//! # What is sent twice at most
+//!
+//! A batch is published only while fewer than 2 F rows are confirmed and unmarked, and never takes what is in flight
+//! above F. A confirm only moves a row from the one to the other. So in flight and unmarked together stay below 3 F at
+//! all times, and that is what a crash of the relay sends again at most: 3,000 messages with the defaults. A lost
+//! connection sends again at most what was in flight on it: F. A stop that completes (exit code 0) sends nothing again.
+//! `faults::cuts_and_kills_…` and `stopping::ten_stops_under_load_…` count.
+//!
+//! A crash of the *database server* can forget marks: they are written without waiting for the disk
+//! (`synchronous_commit = off` for the mark alone; SQLite with `synchronous = NORMAL`). Those rows are sent again.
+//!
+//! # Glossary
+//!
+//! * *outbox*: the table; *relay*: this program; *row*: one row of it, *message*: what is made of it.
+//! * *key*: the value of `ordering_key`. *blocked key*: one whose next row must wait.
+//! * *confirm*: the broker's answer that it took a message (ack) or did not (nack). *return*: a message that no queue
+//!   is bound for comes back. *settled*: the outcome is known, and what follows from it is written.
+//! * *lane*: one AMQP channel with the task that owns it. *generation*: the number of a connection.
+//! * *attempt*: a refusal that counts (unroutable, no exchange, refused). *backoff*: the wait after a refusal.
+//! * *dead letter*: a row that was given up, `dead_at` is set. It stays in the table.
+//! * *cursor*, *head*: the highest id read; the rows above it. *hole*: an id that was skipped. *probe*: a look at holes.
+//!   *scan*: a walk over unsent rows below the cursor. *sweep*: a scan of all of them, now and then.
+//! * *stub*: a row without its body. *left*: in the table only, though known of.
+//! * *backlog*: what is unsent. *mark*: `sent_at` is set, or the row deleted (`RELAY_OUTBOX_ON_SENT`).
 
 pub mod admin;
 pub mod broker;

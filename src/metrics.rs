@@ -33,7 +33,8 @@ pub const FAILURE_REASONS: [&str; 7] = [
 pub const DEAD_LETTER_REASONS: [&str; 4] = ["unroutable", "no_exchange", "refused", "invalid"];
 
 /// What the store is asked to do; the values of `{operation}`.
-pub const OPERATIONS: [&str; 10] = [
+pub const OPERATIONS: [&str; 11] = [
+    "lease",
     "inspect",
     "head",
     "scan",
@@ -74,6 +75,10 @@ pub struct Metrics {
     /// 1 while the broker takes nothing (alarm).
     pub broker_blocked: IntGauge,
     connects: Counters,
+    /// Shares this relay owns.
+    pub partitions_owned: IntGauge,
+    /// Shares another relay took over without their being given.
+    pub leases_lost: Counter,
     /// Keys whose next row must wait.
     pub blocked_keys: IntGauge,
 }
@@ -211,6 +216,18 @@ impl Metrics {
                 "broker_connects",
                 "Attempts to connect to the broker",
                 counters("outcome", &["success", "failure"]),
+            ),
+            partitions_owned: add(
+                r,
+                "partitions_owned",
+                "Shares of the rows that this relay owns",
+                IntGauge::default(),
+            ),
+            leases_lost: add(
+                r,
+                "leases_lost",
+                "Shares that another relay took over because their leases had run out",
+                Counter::default(),
             ),
             blocked_keys: add(
                 r,

@@ -5,6 +5,7 @@ mod core;
 pub mod dispatch;
 pub mod holes;
 mod housekeeping;
+mod leases;
 mod outage;
 mod publisher;
 pub mod reader;
@@ -22,10 +23,11 @@ use crate::config::{Config, OnDeadLetter};
 use crate::health::Health;
 use crate::message::{MessageRules, RowId};
 use crate::metrics::Metrics;
-use crate::store::{Store, StoreError};
+use crate::store::{Holder, Store, StoreError};
 
 use self::core::{Core, Queues};
 use dispatch::{Dispatcher, Generation, RetryPolicy, Settings};
+use leases::{Keeper, Leases};
 use publisher::{Batch, Publisher};
 use reader::{Answer, Plan, Read};
 use settler::Settler;
@@ -43,9 +45,11 @@ const STUBS: usize = 250_000;
 /// What the tasks tell the loop. Every sender has a bounded number of these under way.
 enum Event {
     Read {
-        read: Read,
+        /// With the round it belongs to.
+        read: (u64, Read),
         answer: Result<Answer, StoreError>,
     },
+    Leases(Leases),
     Connected {
         generation: Generation,
         lanes: Vec<mpsc::Sender<Batch>>,
@@ -85,8 +89,10 @@ pub enum Stop {
 pub enum Ended {
     /// Everything that was published is settled.
     Cleanly,
-    /// Time was up or a second signal came: some messages may be sent again by the next relay.
+    /// The grace was over: some messages may be sent again by the next relay.
     Unsettled,
+    /// A second signal came: likewise.
+    AtOnce,
     /// A part of the relay itself failed; a person should see the log.
     Broken,
 }
@@ -117,10 +123,25 @@ pub async fn run(parts: Parts, stop: watch::Receiver<Stop>) -> Ended {
     let (events, inbox) = mpsc::channel(64);
     let (reads, read_queue) = mpsc::channel(1);
     let (jobs, job_queue) = mpsc::channel(1);
+    let (gives, give_queue) = mpsc::unbounded_channel();
     let (close_broker, broker_closed) = watch::channel(false);
     let mut tasks = JoinSet::new();
     tasks.spawn(reader::run(store.clone(), metrics.clone(), read_queue, events.clone()));
-    tasks.spawn(Settler::new(store.clone(), metrics.clone(), events.clone()).run(job_queue));
+    let holder = Holder {
+        member: leases::member_name(),
+        partitions: partitions(&config),
+    };
+    let settler = Settler::new(store.clone(), metrics.clone(), events.clone(), holder.clone());
+    tasks.spawn(settler.run(job_queue));
+    let keeper = Keeper {
+        store: store.clone(),
+        holder,
+        ttl: config.lease_ttl,
+        metrics: metrics.clone(),
+        health: health.clone(),
+        events: events.clone(),
+    };
+    let mut keeping = tokio::spawn(keeper.run(give_queue));
     tasks.spawn(housekeeping::sample_backlog(store.clone(), metrics.clone()));
     if let Some(retention) = config.outbox.retention {
         tasks.spawn(housekeeping::purge(store.clone(), metrics.clone(), retention));
@@ -140,7 +161,13 @@ pub async fn run(parts: Parts, stop: watch::Receiver<Stop>) -> Ended {
             store.commits_out_of_order(),
             config.on_dead_letter == OnDeadLetter::Block,
         ),
-        Queues { inbox, reads, jobs },
+        Queues {
+            inbox,
+            reads,
+            jobs,
+            gives,
+        },
+        partitions(&config),
         config.shutdown,
         metrics,
         health,
@@ -151,20 +178,44 @@ pub async fn run(parts: Parts, stop: watch::Receiver<Stop>) -> Ended {
             error!("a part of the relay ended unexpectedly; ending, to be started anew");
             Ended::Broken
         }
+        _ = &mut keeping => {
+            error!("the keeper of the leases ended unexpectedly; ending, to be started anew");
+            Ended::Broken
+        }
         _ = &mut publishing => {
             error!("the publisher ended unexpectedly; ending, to be started anew");
             Ended::Broken
         }
     };
-    // The connection is closed in order, so that the broker has dealt with all that was sent on it.
+    if ended == Ended::AtOnce {
+        return ended;
+    }
+    // First the connection, then the leases: whoever takes them over finds that the broker has dealt with all that was
+    // sent here.
     let _ = close_broker.send(true);
-    drop(core);
-    if ended == Ended::Cleanly && tokio::time::timeout(CLOSE_TIMEOUT, publishing).await.is_err() {
+    core.close_inbox();
+    if !publishing.is_finished() && tokio::time::timeout(CLOSE_TIMEOUT, &mut publishing).await.is_err() {
         warn!("the connection to the broker did not close in time");
+        publishing.abort();
+    }
+    drop(core);
+    if !keeping.is_finished() && tokio::time::timeout(CLOSE_TIMEOUT, &mut keeping).await.is_err() {
+        keeping.abort();
     }
     tasks.shutdown().await;
     store.close().await;
     ended
+}
+
+/// One relay at a time works on an SQLite file: there is no cheap way to read only some shares, and nothing to gain, as
+/// writers come one at a time.
+fn partitions(config: &Config) -> u16 {
+    let url = config.database_url.expose();
+    if url.to_ascii_lowercase().starts_with("sqlite") {
+        1
+    } else {
+        config.partitions
+    }
 }
 
 fn settings(config: &Config) -> Settings {
@@ -182,6 +233,7 @@ fn settings(config: &Config) -> Settings {
             default_exchange: config.amqp_exchange.clone(),
             max_body_bytes: config.publish.max_message_bytes,
         },
+        partitions: partitions(config),
         lanes: LANES.min(in_flight),
         in_flight,
         // One window being marked while the next is in flight, and one more between them.

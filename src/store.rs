@@ -9,6 +9,7 @@ use crate::broker::Confirmed;
 use crate::config::{OnSent, Secret, TableName};
 use crate::message::{OrderingKey, OutboxRow, RowId};
 
+mod leases;
 mod migrate;
 pub mod postgres;
 mod purge;
@@ -117,8 +118,16 @@ pub trait Store: Send + Sync {
     /// Marks rows sent, or deletes them, as configured. Returns how many were still there to be marked.
     async fn mark_sent(&self, rows: &[Confirmed]) -> Result<u64, StoreError>;
 
-    /// Writes refusals and dead letters. Returns how many rows were still unsent and took the write.
-    async fn record_failures(&self, failures: &[Failure]) -> Result<u64, StoreError>;
+    /// Writes refusals and dead letters. Returns how many rows were still unsent and took the write; a failure whose
+    /// lease is not `holder`'s any more is not written.
+    async fn record_failures(&self, failures: &[Failure], holder: &Holder) -> Result<u64, StoreError>;
+
+    /// Joins the relays of this outbox, renews what is owned, gives back what is to be given, takes what is free up to a
+    /// fair part (or leaves, with everything); then tells who owns what.
+    async fn lease(&self, ask: &LeaseAsk) -> Result<LeaseView, StoreError>;
+
+    /// Whether some share has no owner: a cheap question asked between calls of [`Store::lease`].
+    async fn has_free_shares(&self, partitions: u16) -> Result<bool, StoreError>;
 
     /// The keys that have a dead letter, each with the lowest such row: what `RELAY_ON_DEAD_LETTER=block` blocks.
     async fn dead_keys(&self, limit: u32) -> Result<Vec<(OrderingKey, RowId)>, StoreError>;
@@ -192,6 +201,59 @@ pub struct OpenTransactions {
     pub next: u64,
 }
 
+/// Who writes: a relay under a number of shares.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Holder {
+    /// The relay's name, unique among all relays that ever ran.
+    pub member: String,
+    /// Into how many shares it divides the rows, 1 to 256.
+    pub partitions: u16,
+}
+
+/// What a relay asks for in one call of [`Store::lease`].
+#[derive(Debug, Clone)]
+pub struct LeaseAsk {
+    /// The relay's name.
+    pub member: String,
+    /// Into how many shares it divides the rows, 1 to 256.
+    pub partitions: u16,
+    /// How long leases last from now.
+    pub ttl: Duration,
+    /// Shares to be given back.
+    pub give: Vec<u16>,
+    /// Gives everything back and is gone.
+    pub leaving: bool,
+}
+
+/// Who owns what.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct LeaseView {
+    /// Every share, by number.
+    pub shares: Vec<ShareLease>,
+    /// The relays that are there, by name.
+    pub members: Vec<String>,
+}
+
+/// One share.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ShareLease {
+    /// Its number, from 0.
+    pub share: u16,
+    /// Who owns it now; `None`: free.
+    pub owner: Option<String>,
+    /// How often its owner has changed.
+    pub epoch: i64,
+}
+
+/// Under which lease something was decided.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Lease {
+    /// The share.
+    pub share: u16,
+    /// The epoch in which it was owned.
+    pub epoch: i64,
+}
+
 /// One refusal, to be written to its row.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Failure {
@@ -203,6 +265,8 @@ pub struct Failure {
     pub error: String,
     /// What happens to the row.
     pub next: NextStep,
+    /// The lease it was decided under; `None`: written whoever owns the row's share.
+    pub lease: Option<Lease>,
 }
 
 /// What happens to a refused row.

@@ -55,7 +55,7 @@ pub(super) async fn run(config: Config) -> anyhow::Result<ExitCode> {
     serving.abort();
     Ok(match ended {
         Ended::Cleanly => ExitCode::SUCCESS,
-        Ended::Unsettled | Ended::Broken => ExitCode::FAILURE,
+        Ended::Unsettled | Ended::AtOnce | Ended::Broken => ExitCode::FAILURE,
     })
 }
 

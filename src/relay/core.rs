@@ -9,9 +9,10 @@ use tracing::{error, info, warn};
 use crate::config::Shutdown;
 use crate::health::Health;
 use crate::metrics::Metrics;
-use crate::store::StoreError;
+use crate::store::{Lease, Shares, StoreError};
 
 use super::dispatch::{Dispatcher, Generation, Notice, Time};
+use super::leases::Leases;
 use super::outage::Outage;
 use super::publisher::Batch;
 use super::reader::{Answer, Plan, Read};
@@ -33,8 +34,10 @@ const FAILURE_LOGS_PER_SECOND: u32 = 10;
 /// The channels between the loop and the tasks.
 pub(super) struct Queues {
     pub(super) inbox: mpsc::Receiver<Event>,
-    pub(super) reads: mpsc::Sender<Read>,
+    pub(super) reads: mpsc::Sender<(u64, Read)>,
     pub(super) jobs: mpsc::Sender<Job>,
+    /// Shares to be given back: at most as many as there are.
+    pub(super) gives: mpsc::UnboundedSender<Lease>,
 }
 
 pub(super) struct Core {
@@ -49,6 +52,11 @@ pub(super) struct Core {
     oldest_mark: Option<Time>,
     lanes: Vec<LaneSlot>,
     generation: Option<Generation>,
+    /// Until then what is owned may be used; `None` before it was known.
+    trusted_until: Option<Instant>,
+    /// Leases that were handed to be given back.
+    given: Vec<Lease>,
+    partitions: u16,
     database: Outage,
     logs: LogBudget,
     shutdown: Shutdown,
@@ -66,6 +74,7 @@ impl Core {
         dispatcher: Dispatcher,
         plan: Plan,
         queues: Queues,
+        partitions: u16,
         shutdown: Shutdown,
         metrics: Arc<Metrics>,
         health: Arc<Health>,
@@ -81,6 +90,9 @@ impl Core {
             oldest_mark: None,
             lanes: Vec::new(),
             generation: None,
+            trusted_until: None,
+            given: Vec::new(),
+            partitions,
             database: Outage::new("reading the outbox table"),
             logs: LogBudget::default(),
             shutdown,
@@ -113,7 +125,7 @@ impl Core {
                     let asked = *stop.borrow_and_update();
                     if changed.is_err() || asked == Stop::Now {
                         self.warn_unsettled("stopping at once");
-                        return Ended::Unsettled;
+                        return Ended::AtOnce;
                     }
                     if asked == Stop::Gracefully && stopping.is_none() {
                         stopping = Some(self.begin_stop());
@@ -121,6 +133,11 @@ impl Core {
                 }
             }
         }
+    }
+
+    /// Nobody listens any more: tasks that still have something to tell go on without it.
+    pub(super) fn close_inbox(&mut self) {
+        self.queues.inbox.close();
     }
 
     fn now(&self) -> Time {
@@ -131,6 +148,7 @@ impl Core {
     fn turn(&mut self) {
         let now = self.now();
         self.dispatcher.tick(now);
+        self.hand_over();
         self.publish();
         self.settle(now);
         self.read(now);
@@ -141,6 +159,10 @@ impl Core {
     }
 
     fn publish(&mut self) {
+        // A relay that was frozen, or that cannot reach the database, may have lost its shares to another.
+        if self.trusted_until.is_none_or(|until| Instant::now() >= until) {
+            return;
+        }
         for number in 0..self.lanes.len() {
             if !self.lanes[number].idle {
                 continue;
@@ -182,7 +204,7 @@ impl Core {
             self.reading = true;
             self.dispatcher.read_started();
             // There is room: one read is under way at a time.
-            let _ = self.queues.reads.try_send(read);
+            let _ = self.queues.reads.try_send((self.plan.round(), read));
         }
     }
 
@@ -209,6 +231,7 @@ impl Core {
         let now = self.now();
         match event {
             Event::Read { read, answer } => self.take_read(read, answer, now),
+            Event::Leases(leases) => self.take_leases(leases),
             Event::Connected { generation, lanes } => {
                 self.lanes = lanes
                     .into_iter()
@@ -249,16 +272,16 @@ impl Core {
         }
     }
 
-    fn take_read(&mut self, read: Read, answer: Result<Answer, StoreError>, now: Time) {
+    fn take_read(&mut self, read: (u64, Read), answer: Result<Answer, StoreError>, now: Time) {
         self.reading = false;
-        let is_head = matches!(read, Read::Head { .. });
+        let is_head = matches!(read.1, Read::Head { .. });
         match answer {
             Ok(answer) => {
                 self.database.over();
                 self.health.database.up();
                 let rows = self.plan.answered(read, answer, &mut self.dispatcher, now);
                 if is_head {
-                    self.metrics.polled(rows);
+                    self.metrics.polled(Some(rows));
                 }
             }
             Err(error) => {
@@ -273,6 +296,78 @@ impl Core {
             }
         }
         self.dispatcher.read_finished();
+    }
+
+    fn take_leases(&mut self, leases: Leases) {
+        self.trusted_until = Some(leases.trusted_until);
+        self.given.retain(|given| leases.owned.contains(given));
+        let now_owned: Vec<Lease> = leases
+            .owned
+            .into_iter()
+            .filter(|lease| !self.given.contains(lease))
+            .collect();
+        let held = self.dispatcher.held();
+        let lost: Vec<Lease> = held
+            .iter()
+            .copied()
+            .filter(|lease| !now_owned.contains(lease))
+            .collect();
+        let gained: Vec<Lease> = now_owned.into_iter().filter(|lease| !held.contains(lease)).collect();
+        for lease in &lost {
+            self.dispatcher.disown(lease.share);
+        }
+        for lease in &gained {
+            self.dispatcher.own(*lease);
+        }
+        if !lost.is_empty() {
+            self.metrics.leases_lost.inc_by(lost.len() as u64);
+            warn!(shares = ?numbers(&lost), "lost leases: another relay has taken these shares over");
+        }
+        if !gained.is_empty() {
+            info!(shares = ?numbers(&gained), "took over shares");
+        }
+        let owned = self.dispatcher.owned();
+        let under_way = self.dispatcher.held().len() - owned.len();
+        let more = leases.surplus.saturating_sub(under_way);
+        let handing_over: Vec<Lease> = owned.into_iter().rev().take(more).collect();
+        for lease in &handing_over {
+            self.dispatcher.drain(lease.share);
+        }
+        if !(lost.is_empty() && gained.is_empty() && handing_over.is_empty()) {
+            self.read_owned(!gained.is_empty());
+        }
+    }
+
+    /// Gives back the shares of which nothing is on its way any more.
+    fn hand_over(&mut self) {
+        let drained = self.dispatcher.drained();
+        if drained.is_empty() {
+            return;
+        }
+        info!(shares = ?numbers(&drained), "handing over shares");
+        for lease in drained {
+            self.dispatcher.disown(lease.share);
+            self.given.push(lease);
+            // The keeper ends only after this loop.
+            let _ = self.queues.gives.send(lease);
+        }
+    }
+
+    fn read_owned(&mut self, anew: bool) {
+        let owned: Vec<u16> = numbers(&self.dispatcher.owned());
+        let shares = match owned.len() {
+            0 => None,
+            n if n == usize::from(self.partitions) => Some(Shares::All),
+            _ => Some(Shares::Some {
+                of: self.partitions,
+                owned,
+            }),
+        };
+        self.plan.read_shares(shares, anew);
+        let held = self.dispatcher.held().len();
+        self.metrics
+            .partitions_owned
+            .set(i64::try_from(held).unwrap_or(i64::MAX));
     }
 
     fn tell(&mut self) {
@@ -304,6 +399,10 @@ impl Core {
         let blocked = i64::try_from(self.dispatcher.blocked_keys()).unwrap_or(i64::MAX);
         self.metrics.blocked_keys.set(blocked);
     }
+}
+
+fn numbers(leases: &[Lease]) -> Vec<u16> {
+    leases.iter().map(|lease| lease.share).collect()
 }
 
 /// A stop under way.

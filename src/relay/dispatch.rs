@@ -18,6 +18,7 @@ mod admit;
 mod keys;
 mod publish;
 mod retry;
+mod shares;
 #[cfg(test)]
 mod tests;
 
@@ -29,11 +30,12 @@ use std::time::Duration;
 use crate::broker::Confirmed;
 use crate::config::{OnDeadLetter, Ordering};
 use crate::message::{Invalid, Message, MessageRules, OrderingKey, RowId};
-use crate::store::{Failure, NextStep};
+use crate::store::{Failure, Lease, NextStep};
 
 pub use retry::RetryPolicy;
 
 use keys::Keys;
+use shares::Share;
 
 /// Time since the relay started, by a monotonic clock that the caller reads.
 pub type Time = Duration;
@@ -52,6 +54,8 @@ pub struct Settings {
     pub retry: RetryPolicy,
     /// What every message must satisfy.
     pub rules: MessageRules,
+    /// Into how many shares the rows are divided, 1 to 256.
+    pub partitions: u16,
     /// How many lanes there are.
     pub lanes: usize,
     /// Messages published and not settled, over all lanes.
@@ -98,6 +102,7 @@ pub enum Notice {
 
 struct Row {
     key: Option<OrderingKey>,
+    share: u16,
     content: Content,
     /// Bytes of the body; 0 when not known yet.
     size: u64,
@@ -123,7 +128,11 @@ enum State {
     InFlight(Generation),
     Confirmed,
     /// Its refusal is being written.
-    Failing(NextStep, &'static str),
+    Failing {
+        next: NextStep,
+        reason: &'static str,
+        lease: Option<Lease>,
+    },
     Backoff {
         until: Time,
     },
@@ -138,6 +147,7 @@ enum Turn {
 /// The state machine.
 pub struct Dispatcher {
     settings: Settings,
+    shares: Vec<Share>,
     rows: HashMap<RowId, Row>,
     keys: Keys,
     ready: VecDeque<Turn>,
@@ -169,6 +179,7 @@ impl Dispatcher {
     pub fn new(settings: Settings, seed: u64) -> Self {
         Self {
             keys: Keys::new(settings.ordering, settings.rows_per_key),
+            shares: vec![Share::default(); usize::from(settings.partitions)],
             pinned: (0..settings.lanes).map(|_| VecDeque::new()).collect(),
             settings,
             rows: HashMap::new(),
@@ -243,7 +254,7 @@ impl Dispatcher {
     pub fn is_settled(&self) -> bool {
         self.in_flight == 0
             && self.confirmed == 0
-            && !self.rows.values().any(|row| matches!(row.state, State::Failing(..)))
+            && !self.rows.values().any(|row| matches!(row.state, State::Failing { .. }))
     }
 
     /// Whether no row is held that could still be published without waiting for its time.

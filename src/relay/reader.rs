@@ -48,6 +48,8 @@ pub enum Read {
         after: RowId,
         /// Rows at the most.
         limit: u32,
+        /// Of these shares.
+        shares: Shares,
     },
     /// Everything unsent in a range of ids.
     Scan {
@@ -55,6 +57,8 @@ pub enum Read {
         after: RowId,
         /// This one too.
         to: RowId,
+        /// Of these shares.
+        shares: Shares,
     },
     /// Ids that were skipped.
     Probe(Vec<RowId>),
@@ -91,6 +95,10 @@ pub enum Answer {
 /// Decides what is read when.
 pub struct Plan {
     poll: Poll,
+    /// What is read; `None`: nothing is owned.
+    shares: Option<Shares>,
+    /// Counts the times that reading began anew: answers to questions from before do not count.
+    round: u64,
     out_of_order: bool,
     watch_dead_keys: bool,
     cursor: RowId,
@@ -118,9 +126,11 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Begins with everything unsent.
+    /// Reads nothing before it is told what is owned.
     pub fn new(poll: Poll, out_of_order: bool, watch_dead_keys: bool) -> Self {
         Self {
+            shares: None,
+            round: 0,
             idle: poll.min_interval,
             sweep_at: poll.sweep_interval,
             poll,
@@ -143,6 +153,28 @@ impl Plan {
         }
     }
 
+    /// These shares are read from now on. `anew`: some of them were not read before, so that everything unsent is read
+    /// from the beginning; rows that are known are known.
+    pub fn read_shares(&mut self, shares: Option<Shares>, anew: bool) {
+        self.shares = shares;
+        // What is under way was asked for other shares.
+        self.round += 1;
+        self.unproven = None;
+        self.sweep = None;
+        if anew {
+            self.cursor = RowId(i64::MIN);
+            self.caught_up = false;
+            self.ask_first = false;
+            self.head_at = Duration::ZERO;
+            self.dead_keys_due = self.watch_dead_keys;
+        }
+    }
+
+    /// Which reading a question belongs to.
+    pub fn round(&self) -> u64 {
+        self.round
+    }
+
     /// How many sweeps have been completed.
     pub fn sweeps_done(&self) -> u64 {
         self.sweeps_done
@@ -157,7 +189,7 @@ impl Plan {
     /// The next question, if it is time for one.
     pub fn next(&mut self, dispatcher: &Dispatcher, now: Time) -> Option<Read> {
         self.asked_at = now;
-        if self.errors > 0 && now < self.head_at {
+        if self.shares.is_none() || (self.errors > 0 && now < self.head_at) {
             return None;
         }
         if self.dead_keys_due {
@@ -180,6 +212,7 @@ impl Plan {
 
     /// When to ask again if nothing happens.
     pub fn next_time(&self, dispatcher: &Dispatcher) -> Option<Time> {
+        self.shares.as_ref()?;
         if self.errors > 0 {
             return Some(self.head_at);
         }
@@ -202,16 +235,17 @@ impl Plan {
         Some(Read::Head {
             after: self.cursor,
             limit,
+            shares: self.shares.clone()?,
         })
     }
 
     fn back(&mut self, dispatcher: &Dispatcher, now: Time) -> Option<Read> {
         if let Some(from) = dispatcher.refill_from() {
-            return Some(self.scan(RowId(from.0.saturating_sub(1))));
+            return self.scan(RowId(from.0.saturating_sub(1)));
         }
         if now >= self.sweep_at && dispatcher.room() > 0 && self.cursor > RowId(i64::MIN) {
             let after = *self.sweep.get_or_insert(RowId(i64::MIN));
-            return Some(self.scan(after));
+            return self.scan(after);
         }
         if now >= self.probe_at && !self.holes.is_empty() {
             return Some(Read::Probe(self.holes.ids()));
@@ -219,20 +253,31 @@ impl Plan {
         None
     }
 
-    fn scan(&self, after: RowId) -> Read {
-        Read::Scan { after, to: self.cursor }
+    fn scan(&self, after: RowId) -> Option<Read> {
+        Some(Read::Scan {
+            after,
+            to: self.cursor,
+            shares: self.shares.clone()?,
+        })
     }
 
     /// Takes in an answer. Rows go to the dispatcher; returns how many new rows a head read brought.
-    pub fn answered(&mut self, read: Read, answer: Answer, dispatcher: &mut Dispatcher, now: Time) -> Option<usize> {
+    pub fn answered(
+        &mut self,
+        (round, read): (u64, Read),
+        answer: Answer,
+        dispatcher: &mut Dispatcher,
+        now: Time,
+    ) -> usize {
         self.errors = 0;
         match (read, answer) {
-            (Read::Head { after, limit }, Answer::Head(rows)) => {
+            (Read::Head { .. } | Read::Scan { .. } | Read::DeadKeys, _) if round != self.round => {}
+            (Read::Head { after, limit, .. }, Answer::Head(rows)) => {
                 let count = rows.len();
                 self.head_read(after, limit, rows, dispatcher, now);
-                return Some(count);
+                return count;
             }
-            (Read::Scan { after, to }, Answer::Scan(stubs)) => self.scanned(after, to, &stubs, dispatcher, now),
+            (Read::Scan { after, to, .. }, Answer::Scan(stubs)) => self.scanned(after, to, &stubs, dispatcher, now),
             (Read::Probe(_), Answer::Probe(probe)) => {
                 self.probe_at = now + PROBE_INTERVAL;
                 self.holes.probed(&probe, now);
@@ -249,7 +294,7 @@ impl Plan {
             (Read::Changed, Answer::Changed(changed)) => self.told(changed, now),
             _ => {}
         }
-        None
+        0
     }
 
     fn told(&mut self, changed: Option<bool>, now: Time) {
@@ -330,12 +375,13 @@ impl Plan {
 pub(super) async fn run(
     store: Arc<dyn Store>,
     metrics: Arc<Metrics>,
-    mut reads: mpsc::Receiver<Read>,
+    mut reads: mpsc::Receiver<(u64, Read)>,
     events: mpsc::Sender<Event>,
 ) {
     let mut inspected = false;
-    while let Some(read) = reads.recv().await {
+    while let Some((round, read)) = reads.recv().await {
         let answer = read_once(&*store, &metrics, &read, &mut inspected).await;
+        let read = (round, read);
         if events.send(Event::Read { read, answer }).await.is_err() {
             return;
         }
@@ -352,12 +398,11 @@ async fn read_once(
         timed(metrics, "inspect", store.inspect()).await?;
         *inspected = true;
     }
-    let all = &Shares::All;
     let answer = match read {
-        Read::Head { after, limit } => timed(metrics, "head", store.head(*after, *limit, all))
+        Read::Head { after, limit, shares } => timed(metrics, "head", store.head(*after, *limit, shares))
             .await
             .map(Answer::Head),
-        Read::Scan { after, to } => timed(metrics, "scan", store.scan(*after, *to, SCAN_PAGE, all))
+        Read::Scan { after, to, shares } => timed(metrics, "scan", store.scan(*after, *to, SCAN_PAGE, shares))
             .await
             .map(Answer::Scan),
         Read::Probe(ids) => timed(metrics, "probe", store.probe(ids)).await.map(Answer::Probe),

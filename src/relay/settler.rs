@@ -11,7 +11,7 @@ use tracing::error;
 use crate::broker::Confirmed;
 use crate::message::RowId;
 use crate::metrics::Metrics;
-use crate::store::{Failure, Store, StoreError};
+use crate::store::{Failure, Holder, Store, StoreError};
 
 use super::Event;
 use super::outage::Outage;
@@ -33,17 +33,24 @@ pub(super) struct Settler {
     store: Arc<dyn Store>,
     metrics: Arc<Metrics>,
     events: mpsc::Sender<Event>,
+    holder: Holder,
     outage: Outage,
     /// Rows that the database will not mark, each for a reason of its own.
     stubborn: Vec<Confirmed>,
 }
 
 impl Settler {
-    pub(super) fn new(store: Arc<dyn Store>, metrics: Arc<Metrics>, events: mpsc::Sender<Event>) -> Self {
+    pub(super) fn new(
+        store: Arc<dyn Store>,
+        metrics: Arc<Metrics>,
+        events: mpsc::Sender<Event>,
+        holder: Holder,
+    ) -> Self {
         Self {
             store,
             metrics,
             events,
+            holder,
             outage: Outage::new("writing to the outbox table"),
             stubborn: Vec::new(),
         }
@@ -114,7 +121,13 @@ impl Settler {
         let rows = failures.iter().map(|failure| failure.row).collect();
         let mut tries = 0;
         while !failures.is_empty() {
-            match timed(&self.metrics, "fail", self.store.record_failures(&failures)).await {
+            match timed(
+                &self.metrics,
+                "fail",
+                self.store.record_failures(&failures, &self.holder),
+            )
+            .await
+            {
                 Ok(_) => {
                     self.outage.over();
                     break;

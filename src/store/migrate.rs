@@ -6,6 +6,7 @@
 use md5::{Digest, Md5};
 
 use crate::config::TableName;
+use crate::store::leases::{members_table, shares_table};
 
 /// The relay's own book of what was applied; in the schema of the outbox.
 const BOOK: &str = "outbox_relay_migrations";
@@ -35,6 +36,8 @@ pub(super) fn render(migration: &Migration, table: &TableName) -> String {
     migration
         .sql
         .replace("{outbox}", &table.to_string())
+        .replace("{shares}", &shares_table(table))
+        .replace("{members}", &members_table(table))
         .replace("{unsent_index}", &quoted(&unsent_index(table)))
         .replace("{dead_index}", &quoted(&index_name(table, "dead")))
 }

@@ -1,6 +1,6 @@
 //! PostgreSQL, 13 or later.
 //!
-//! Three connections, so that a page being read, a mark and a long count never wait for one another. Through a pooler
+//! Four connections, so that a page being read, a mark, a long count and a lease never wait for one another. Through a pooler
 //! in transaction mode everything works that does not need more: no session state is used, and prepared statements
 //! must be supported by it (PgBouncer 1.21 with `max_prepared_statements`).
 
@@ -10,13 +10,14 @@ use std::time::Duration;
 use async_trait::async_trait;
 use sqlx::postgres::{PgArguments, PgConnection, PgRow};
 use sqlx::query::Query;
-use sqlx::{AssertSqlSafe, Executor as _, Postgres as Driver};
+use sqlx::{AssertSqlSafe, Executor as _, Postgres as Driver, Row as _};
 
+use super::leases::{self, Dialect};
 use super::migrate::Applied;
 use super::purge::{PurgeWalk, WINDOWS_PER_CALL};
 use super::slot::{Slot, within};
 use super::values::{FailureColumns, raw, seconds, sorted, unreadable};
-use super::{Backlog, Failure, Probe, Shares, Store, StoreError, StoreOptions, Stub};
+use super::{Backlog, Failure, Holder, LeaseAsk, LeaseView, Probe, Shares, Store, StoreError, StoreOptions, Stub};
 use crate::broker::Confirmed;
 use crate::config::{Secret, TableName};
 use crate::message::{OrderingKey, OutboxRow, RowId};
@@ -47,6 +48,7 @@ pub struct Postgres {
     read: Slot<PgConnection>,
     write: Slot<PgConnection>,
     housekeeping: Slot<PgConnection>,
+    leases: Slot<PgConnection>,
 }
 
 type Statement<'q> = Query<'q, Driver, PgArguments>;
@@ -66,6 +68,7 @@ impl Postgres {
             read: Slot::new(),
             write: Slot::new(),
             housekeeping: Slot::new(),
+            leases: Slot::new(),
         })
     }
 
@@ -240,7 +243,7 @@ impl Store for Postgres {
         Ok(marked)
     }
 
-    async fn record_failures(&self, failures: &[Failure]) -> Result<u64, StoreError> {
+    async fn record_failures(&self, failures: &[Failure], holder: &Holder) -> Result<u64, StoreError> {
         let statements = self.statements().await?;
         let columns = FailureColumns::of(failures);
         let query = self
@@ -248,8 +251,34 @@ impl Store for Postgres {
             .bind(columns.ids)
             .bind(columns.attempts)
             .bind(columns.errors)
-            .bind(columns.delays);
+            .bind(columns.delays)
+            .bind(columns.shares)
+            .bind(columns.epochs)
+            .bind(i32::from(holder.partitions))
+            .bind(holder.member.as_str());
         self.execute(&self.write, query).await
+    }
+
+    async fn lease(&self, ask: &LeaseAsk) -> Result<LeaseView, StoreError> {
+        let script = leases::script(&self.options.table, ask, &lease_dialect());
+        let run = async |connection: &mut PgConnection| {
+            // The lock answers with a row as well, of one column.
+            let rows = sqlx::raw_sql(AssertSqlSafe(script)).fetch_all(connection).await?;
+            rows.iter()
+                .filter(|row| row.len() > 1)
+                .map(rows::lease)
+                .collect::<Result<Vec<_>, _>>()
+        };
+        self.call(&self.leases, run)
+            .await
+            .map(leases::view)
+            .map_err(leases::explain)
+    }
+
+    async fn has_free_shares(&self, partitions: u16) -> Result<bool, StoreError> {
+        let sql: Arc<str> = leases::free(&self.options.table, partitions, &lease_dialect()).into();
+        let rows = self.rows(&self.leases, self.query(&sql)).await?;
+        decode_one(&rows, |row| row.try_get::<i64, _>(0)).map(|free| free > 0)
     }
 
     async fn dead_keys(&self, limit: u32) -> Result<Vec<(OrderingKey, RowId)>, StoreError> {
@@ -288,13 +317,27 @@ impl Store for Postgres {
     }
 
     async fn close(&self) {
-        tokio::join!(self.read.close(), self.write.close(), self.housekeeping.close());
+        tokio::join!(
+            self.read.close(),
+            self.write.close(),
+            self.housekeeping.close(),
+            self.leases.close()
+        );
     }
 }
 
 /// The statements that make the tables, with the relay's note of them; see [`super::migration_sql`].
 pub fn migration_sql(table: &TableName) -> String {
     migrate::sql(table)
+}
+
+fn lease_dialect() -> Dialect {
+    Dialect {
+        now: "date_part('epoch', clock_timestamp())",
+        // Several statements in one message are one transaction. Held to its end: "lease" in ASCII.
+        begin: "SELECT pg_advisory_xact_lock(465557419877)".to_owned(),
+        end: "",
+    }
 }
 
 fn shares_arguments(of: u16, owned: &[u16]) -> (i32, Vec<i32>) {

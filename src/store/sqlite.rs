@@ -12,11 +12,15 @@ use sqlx::query::Query;
 use sqlx::sqlite::{SqliteArguments, SqliteConnection, SqliteRow};
 use sqlx::{AssertSqlSafe, Executor as _, Row as _, Sqlite as Driver};
 
+use super::leases::{self, Dialect};
 use super::migrate::{Applied, unsent_index};
 use super::purge::{PurgeWalk, WINDOWS_PER_CALL};
 use super::slot::{Slot, within};
 use super::values::{FailureColumns, raw, sorted, unreadable};
-use super::{Backlog, Failure, OpenTransactions, Probe, Shares, Store, StoreError, StoreOptions, Stub};
+use super::{
+    Backlog, Failure, Holder, LeaseAsk, LeaseView, OpenTransactions, Probe, Shares, Store, StoreError, StoreOptions,
+    Stub,
+};
 use crate::broker::Confirmed;
 use crate::config::{Secret, TableName};
 use crate::message::{OrderingKey, OutboxRow, RowId};
@@ -50,6 +54,7 @@ pub struct Sqlite {
     read: Slot<SqliteConnection>,
     write: Slot<SqliteConnection>,
     housekeeping: Slot<SqliteConnection>,
+    leases: Slot<SqliteConnection>,
 }
 
 type Statement<'q> = Query<'q, Driver, SqliteArguments>;
@@ -70,6 +75,7 @@ impl Sqlite {
             read: Slot::new(),
             write: Slot::new(),
             housekeeping: Slot::new(),
+            leases: Slot::new(),
         })
     }
 
@@ -242,7 +248,7 @@ impl Store for Sqlite {
         Ok(marked)
     }
 
-    async fn record_failures(&self, failures: &[Failure]) -> Result<u64, StoreError> {
+    async fn record_failures(&self, failures: &[Failure], holder: &Holder) -> Result<u64, StoreError> {
         let statements = self.statements().await?;
         let columns = FailureColumns::of(failures);
         let failures: Vec<_> = (0..columns.ids.len())
@@ -251,16 +257,44 @@ impl Store for Sqlite {
                     columns.ids[i],
                     columns.attempts[i],
                     columns.errors[i],
-                    columns.delays[i]
+                    columns.delays[i],
+                    columns.shares[i],
+                    columns.epochs[i]
                 ])
             })
             .collect();
         let mut written = 0;
         for failures in failures.chunks(MAX_WRITE) {
-            let query = self.query(&statements.failures).bind(json!(failures).to_string());
+            let query = self
+                .query(&statements.failures)
+                .bind(json!(failures).to_string())
+                .bind(holder.partitions)
+                .bind(holder.member.as_str());
             written += self.execute(&self.write, query).await?;
         }
         Ok(written)
+    }
+
+    async fn lease(&self, ask: &LeaseAsk) -> Result<LeaseView, StoreError> {
+        let script = leases::script(&self.options.table, ask, &lease_dialect());
+        let run = async |connection: &mut SqliteConnection| {
+            let rows = sqlx::raw_sql(AssertSqlSafe(script)).fetch_all(&mut *connection).await;
+            if rows.is_err() {
+                // Whatever failed, the transaction must not stay open; without one this fails, which is as good.
+                let _ = sqlx::raw_sql("ROLLBACK").execute(connection).await;
+            }
+            rows?.iter().map(rows::lease).collect::<Result<Vec<_>, _>>()
+        };
+        self.call(&self.leases, run)
+            .await
+            .map(leases::view)
+            .map_err(leases::explain)
+    }
+
+    async fn has_free_shares(&self, partitions: u16) -> Result<bool, StoreError> {
+        let sql: Arc<str> = leases::free(&self.options.table, partitions, &lease_dialect()).into();
+        let rows = self.rows(&self.leases, self.query(&sql)).await?;
+        decode_one(&rows, |row| row.try_get::<i64, _>(0)).map(|free| free > 0)
     }
 
     async fn dead_keys(&self, limit: u32) -> Result<Vec<(OrderingKey, RowId)>, StoreError> {
@@ -308,13 +342,26 @@ impl Store for Sqlite {
     }
 
     async fn close(&self) {
-        tokio::join!(self.read.close(), self.write.close(), self.housekeeping.close());
+        tokio::join!(
+            self.read.close(),
+            self.write.close(),
+            self.housekeeping.close(),
+            self.leases.close()
+        );
     }
 }
 
 /// The statements that make the tables, with the relay's note of them; see [`super::migration_sql`].
 pub fn migration_sql(table: &TableName) -> String {
     migrate::sql(table)
+}
+
+fn lease_dialect() -> Dialect {
+    Dialect {
+        now: "((julianday('now') - 2440587.5) * 86400.0)",
+        begin: "BEGIN IMMEDIATE".to_owned(),
+        end: "COMMIT",
+    }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {

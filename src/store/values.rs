@@ -104,6 +104,8 @@ pub(super) struct FailureColumns {
     pub(super) errors: Vec<String>,
     /// Seconds until the next attempt; `None`: a dead letter.
     pub(super) delays: Vec<Option<f64>>,
+    pub(super) shares: Vec<Option<i32>>,
+    pub(super) epochs: Vec<Option<i64>>,
 }
 
 impl FailureColumns {
@@ -121,6 +123,8 @@ impl FailureColumns {
                 NextStep::RetryIn(delay) => Some(seconds(delay)),
                 NextStep::Dead => None,
             });
+            columns.shares.push(failure.lease.map(|lease| i32::from(lease.share)));
+            columns.epochs.push(failure.lease.map(|lease| lease.epoch));
         }
         columns
     }
@@ -175,6 +179,7 @@ mod tests {
             attempts: u32::MAX,
             error,
             next,
+            lease: None,
         };
         let columns = FailureColumns::of(&[
             failure("first".to_owned(), NextStep::Dead),

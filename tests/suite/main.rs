@@ -6,6 +6,7 @@
 mod support;
 
 mod broker;
+mod docs;
 mod faults;
 mod main_job;
 mod outbox;

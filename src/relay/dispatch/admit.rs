@@ -77,9 +77,13 @@ impl Dispatcher {
     }
 
     fn admit_stub(&mut self, stub: &Stub, now: Time) {
+        let share = self.share(stub.id, stub.ordering_key.as_ref());
+        if !self.takes_share(share) {
+            return;
+        }
         let key = self.ordered(stub.ordering_key.as_ref());
         if key.as_ref().is_none_or(|key| self.keys.takes_from_scan(key, stub.id)) {
-            let row = Row::new(key, Content::Left, 0, 0, (Duration::ZERO, now));
+            let row = Row::new(key, share, Content::Left, 0, 0, (Duration::ZERO, now));
             self.insert(stub.id, row, stub.due_in, now);
         }
     }
@@ -134,7 +138,9 @@ impl Dispatcher {
         if self.settings.on_dead_letter == OnDeadLetter::Continue || self.settings.ordering == Ordering::None {
             return;
         }
-        let (released, left) = self.keys.replace_dead(found, as_of);
+        let mine = |(key, row): &&(OrderingKey, RowId)| self.takes_share(self.share(*row, Some(key)));
+        let found: Vec<_> = found.iter().filter(mine).cloned().collect();
+        let (released, left) = self.keys.replace_dead(&found, as_of);
         self.leave(left);
         for key in released {
             self.queue_key(key);
@@ -150,8 +156,9 @@ impl Dispatcher {
     }
 
     fn admit_new(&mut self, row: OutboxRow, now: Time) {
+        let share = self.share(row.id, row.ordering_key.as_ref());
         let key = self.ordered(row.ordering_key.as_ref());
-        if key.is_none() && row.due_in > FORGET_AFTER {
+        if !self.takes_share(share) || (key.is_none() && row.due_in > FORGET_AFTER) {
             return;
         }
         if key.as_ref().is_some_and(|key| !self.keys.takes(key, row.id)) {
@@ -160,7 +167,12 @@ impl Dispatcher {
         let (id, due_in, attempts, age) = (row.id, row.due_in, row.attempts, row.age);
         let size = row.payload.size();
         let content = self.content(row);
-        self.insert(id, Row::new(key, content, size, attempts, (age, now)), due_in, now);
+        self.insert(
+            id,
+            Row::new(key, share, content, size, attempts, (age, now)),
+            due_in,
+            now,
+        );
     }
 
     fn insert(&mut self, id: RowId, mut row: Row, due_in: Duration, now: Time) {
@@ -235,9 +247,17 @@ impl Dispatcher {
 }
 
 impl Row {
-    fn new(key: Option<OrderingKey>, content: Content, size: u64, attempts: u32, age: (Duration, Time)) -> Self {
+    fn new(
+        key: Option<OrderingKey>,
+        share: u16,
+        content: Content,
+        size: u64,
+        attempts: u32,
+        age: (Duration, Time),
+    ) -> Self {
         Self {
             key,
+            share,
             content,
             size,
             attempts,

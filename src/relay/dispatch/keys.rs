@@ -277,6 +277,17 @@ impl Keys {
         (released, left)
     }
 
+    /// Forgets what is known of these keys beyond what is in flight.
+    pub(super) fn forget(&mut self, which: impl Fn(&OrderingKey) -> bool) {
+        let keys: Vec<_> = self.map.keys().filter(|key| which(key)).cloned().collect();
+        for key in keys {
+            self.change(&key, |k| {
+                k.dead = None;
+                k.left_from = None;
+            });
+        }
+    }
+
     pub(super) fn blocked(&self) -> usize {
         self.stuck
     }

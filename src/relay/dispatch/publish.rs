@@ -132,12 +132,15 @@ impl Dispatcher {
             return;
         };
         row.state = State::Waiting;
+        let (key, share) = (row.key.clone(), row.share);
         self.in_flight -= 1;
-        if let Some(key) = &row.key {
+        if let Some(key) = &key {
             self.keys.landed(key);
         }
         match outcome {
             Outcome::Confirmed(proof) => self.confirmed(id, proof, now),
+            // Whatever happened to it, it is another relay's now, or about to be.
+            _ if !self.takes_share(share) => self.abandon(id),
             Outcome::Unroutable(text) => self.refused(id, "unroutable", text),
             Outcome::NoExchange(text) => self.refused(id, "no_exchange", text),
             Outcome::Refused(text) => self.refused(id, "refused", text),
@@ -150,7 +153,6 @@ impl Dispatcher {
                     detail: String::new(),
                     first: false,
                 });
-                let key = row.key.clone();
                 self.queue(id, key);
             }
         }
@@ -207,8 +209,11 @@ impl Dispatcher {
         let Some(row) = self.rows.get_mut(&id) else { return };
         let first = row.attempts == 0 && row.setbacks == 0;
         row.attempts = attempts;
-        row.state = State::Failing(next, reason);
-        let key = row.key.clone();
+        let (key, share) = (row.key.clone(), row.share);
+        let lease = self.lease(share);
+        if let Some(row) = self.rows.get_mut(&id) {
+            row.state = State::Failing { next, reason, lease };
+        }
         self.hold(id, key.as_ref());
         self.failures.push(Failure {
             row: id,
@@ -219,6 +224,7 @@ impl Dispatcher {
                 format!("{reason}: {text}")
             },
             next,
+            lease,
         });
         self.notices.push(Notice::Failed {
             row: id,
@@ -228,21 +234,27 @@ impl Dispatcher {
         });
     }
 
-    /// These refusals are in the table.
+    /// These refusals are in the table, unless their leases were lost.
     pub fn failures_written(&mut self, rows: &[RowId], now: Time) {
         for id in rows {
-            let Some(row) = self.rows.get(id) else { continue };
-            let key = row.key.clone();
-            match row.state {
-                State::Failing(NextStep::RetryIn(delay), _) => self.back_off(*id, now + delay),
-                State::Failing(NextStep::Dead, reason) => {
-                    self.notices.push(Notice::DeadLettered { row: *id, reason });
-                    self.forget(*id);
-                    if let Some(key) = key {
-                        self.after_dead_letter(key, *id, now);
-                    }
+            let Some(row) = self.rows.get_mut(id) else { continue };
+            let State::Failing { next, reason, lease } = row.state else {
+                continue;
+            };
+            let (key, share) = (row.key.clone(), row.share);
+            if !self.takes_share(share) {
+                self.abandon(*id);
+            } else if self.lease(share) != lease {
+                // Lost and owned again in between: it may not have been written. Tried again, to be sure.
+                self.back_off(*id, now);
+            } else if let NextStep::RetryIn(delay) = next {
+                self.back_off(*id, now + delay);
+            } else {
+                self.notices.push(Notice::DeadLettered { row: *id, reason });
+                self.forget(*id);
+                if let Some(key) = key {
+                    self.after_dead_letter(key, *id, now);
                 }
-                _ => {}
             }
         }
     }

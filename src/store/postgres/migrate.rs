@@ -12,11 +12,18 @@ use crate::store::StoreError;
 use crate::store::migrate::{Applied, Migration, book, literal, render};
 use crate::store::slot::within;
 
-const MIGRATIONS: &[Migration] = &[Migration {
-    version: 1,
-    name: "outbox",
-    sql: include_str!("../../../migrations/postgres/0001_outbox.sql"),
-}];
+const MIGRATIONS: &[Migration] = &[
+    Migration {
+        version: 1,
+        name: "outbox",
+        sql: include_str!("../../../migrations/postgres/0001_outbox.sql"),
+    },
+    Migration {
+        version: 2,
+        name: "leases",
+        sql: include_str!("../../../migrations/postgres/0002_leases.sql"),
+    },
+];
 
 /// An index on a table that already has rows may take a while.
 const TIMEOUT: Duration = Duration::from_secs(600);

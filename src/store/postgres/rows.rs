@@ -5,6 +5,7 @@ use sqlx::{Row as _, TypeInfo as _, ValueRef as _};
 use uuid::Uuid;
 
 use crate::message::{OrderingKey, OutboxRow, Payload, RowId};
+use crate::store::leases::LeaseRow;
 use crate::store::purge::Window;
 use crate::store::values::{self, attempts, count, derived_message_id, epoch, span};
 use crate::store::{BACKLOG_CAP, Backlog, OpenTransactions, Probe, Stub};
@@ -94,6 +95,17 @@ pub(super) fn probe(rows: &[PgRow]) -> Result<Probe, sqlx::Error> {
         }
     }
     Ok(probe)
+}
+
+/// A row of the answer about leases; it comes as text, as scripts are answered.
+pub(super) fn lease(row: &PgRow) -> Result<LeaseRow, sqlx::Error> {
+    Ok((
+        row.try_get(0)?,
+        i64::from(row.try_get::<i32, _>(1)?),
+        row.try_get(2)?,
+        row.try_get(3)?,
+        row.try_get(4)?,
+    ))
 }
 
 /// A key with its lowest dead letter.

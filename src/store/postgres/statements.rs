@@ -6,6 +6,8 @@
 use std::sync::Arc;
 
 use crate::config::{OnSent, TableName};
+use crate::store::leases::shares_table;
+use crate::store::migrate::literal;
 use crate::store::{BACKLOG_CAP, INLINE_PAYLOAD_BYTES, SCAN_HORIZON};
 
 /// How the size of a body is found.
@@ -71,7 +73,7 @@ impl Statements {
             scan_shares: scan(&t, &shares(4)),
             probe: probe(&t),
             mark: mark(&t, on_sent),
-            failures: failures(&t),
+            failures: failures(&t, &shares_table(table), &literal(table.name())),
             dead_keys: dead_keys(&t),
             purge: purge(&t),
             backlog: backlog(&t),
@@ -141,13 +143,18 @@ fn mark(table: &str, on_sent: OnSent) -> Arc<str> {
 }
 
 /// `o.id = ANY($1)` repeats the join, so that no statistics make the planner read the whole table.
-fn failures(table: &str) -> Arc<str> {
+/// A failure that was decided under a lease is written only while the lease is its writer's.
+fn failures(table: &str, shares: &str, outbox: &str) -> Arc<str> {
     format!(
         "UPDATE {table} AS o SET attempts = f.attempts, last_error = f.error,
                 next_attempt_at = clock_timestamp() + f.delay * interval '1 second',
                 dead_at = CASE WHEN f.delay IS NULL THEN clock_timestamp() END
-         FROM unnest($1::bigint[], $2::int[], $3::text[], $4::float8[]) AS f(id, attempts, error, delay)
-         WHERE o.id = ANY($1) AND o.id = f.id AND o.sent_at IS NULL AND o.dead_at IS NULL"
+         FROM unnest($1::bigint[], $2::int[], $3::text[], $4::float8[], $5::int[], $6::bigint[])
+              AS f(id, attempts, error, delay, share, epoch)
+         WHERE o.id = ANY($1) AND o.id = f.id AND o.sent_at IS NULL AND o.dead_at IS NULL
+           AND (f.epoch IS NULL OR EXISTS (
+               SELECT FROM {shares} AS s WHERE s.outbox = {outbox} AND s.layout = $7 AND s.share = f.share
+                                           AND s.epoch = f.epoch AND s.owner = $8))"
     )
     .into()
 }

@@ -5,6 +5,7 @@ use sqlx::{Row as _, TypeInfo as _, ValueRef as _};
 use uuid::Uuid;
 
 use crate::message::{OrderingKey, OutboxRow, Payload, RowId};
+use crate::store::leases::LeaseRow;
 use crate::store::purge::Window;
 use crate::store::values::{self, attempts, count, derived_message_id, epoch, span};
 use crate::store::{BACKLOG_CAP, Backlog, Stub};
@@ -74,6 +75,17 @@ fn number(row: &SqliteRow, index: usize) -> Result<Option<f64>, sqlx::Error> {
 /// An id with its key.
 pub(super) fn id_and_key(row: &SqliteRow) -> Result<(RowId, Option<String>), sqlx::Error> {
     Ok((RowId(row.try_get(0)?), text(row, 1)?))
+}
+
+/// A row of the answer about leases.
+pub(super) fn lease(row: &SqliteRow) -> Result<LeaseRow, sqlx::Error> {
+    Ok((
+        row.try_get(0)?,
+        row.try_get(1)?,
+        row.try_get(2)?,
+        row.try_get(3)?,
+        row.try_get(4)?,
+    ))
 }
 
 /// A row of a scan.

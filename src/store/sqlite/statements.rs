@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use crate::config::{OnSent, TableName};
-use crate::store::migrate::quoted;
+use crate::store::leases::shares_table;
+use crate::store::migrate::{literal, quoted};
 use crate::store::{BACKLOG_CAP, INLINE_PAYLOAD_BYTES, SCAN_HORIZON};
 
 /// Statement texts. Lists of ids are one JSON array, so that a text does not change with their number.
@@ -55,7 +56,7 @@ impl Statements {
             probe: format!("SELECT o.id, CAST(o.ordering_key AS TEXT), {}, {OPEN} FROM {t} AS o WHERE {LISTED} ORDER BY o.id", due())
                 .into(),
             mark: mark(&t, on_sent),
-            failures: failures(&t),
+            failures: failures(&t, &shares_table(table), &literal(table.name())),
             dead_keys: dead_keys(&t),
             purge_window: purge_window(&t),
             purge: format!("DELETE FROM {t} AS o WHERE {LISTED} AND {} < {NOW} - ?2", epoch("o.sent_at")).into(),
@@ -139,16 +140,21 @@ fn mark(table: &str, on_sent: OnSent) -> Arc<str> {
     .into()
 }
 
-/// `?1`: an array of `[id, attempts, error, seconds or null]`.
-fn failures(table: &str) -> Arc<str> {
+/// `?1`: an array of `[id, attempts, error, seconds or null, share or null, epoch or null]`. A failure that was decided
+/// under a lease is written only while the lease is its writer's.
+fn failures(table: &str, shares: &str, outbox: &str) -> Arc<str> {
     format!(
         "UPDATE {table} AS o SET attempts = f.attempts, last_error = f.error,
                 next_attempt_at = CASE WHEN f.delay IS NOT NULL
                     THEN strftime('%Y-%m-%dT%H:%M:%fZ', 'now', printf('%.3f seconds', f.delay)) END,
                 dead_at = CASE WHEN f.delay IS NULL THEN {NOW_TEXT} END
-         FROM (SELECT value ->> 0 AS id, value ->> 1 AS attempts, value ->> 2 AS error, value ->> 3 AS delay
+         FROM (SELECT value ->> 0 AS id, value ->> 1 AS attempts, value ->> 2 AS error, value ->> 3 AS delay,
+                      value ->> 4 AS share, value ->> 5 AS epoch
                FROM json_each(?1)) AS f
-         WHERE o.id = f.id AND {OPEN}"
+         WHERE o.id = f.id AND {OPEN}
+           AND (f.epoch IS NULL OR EXISTS (
+               SELECT 1 FROM {shares} AS s WHERE s.outbox = {outbox} AND s.layout = ?2 AND s.share = f.share
+                                             AND s.epoch = f.epoch AND s.owner = ?3))"
     )
     .into()
 }

@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use outbox_relay::broker::Confirmed;
 use outbox_relay::config::{OnSent, Secret};
 use outbox_relay::message::{OutboxRow, Payload, RowId};
-use outbox_relay::store::{self, Failure, NextStep, Shares, Store, StoreOptions};
+use outbox_relay::store::{self, Failure, Holder, NextStep, Shares, Store, StoreOptions};
 
 /// A fresh database.
 #[async_trait]
@@ -73,6 +73,15 @@ pub(crate) fn failure(id: i64, attempts: u32, next: NextStep) -> Failure {
         attempts,
         error: "it's \"refused\"".to_owned(),
         next,
+        lease: None,
+    }
+}
+
+/// Somebody who owns nothing.
+pub(crate) fn nobody() -> Holder {
+    Holder {
+        member: "nobody".to_owned(),
+        partitions: 16,
     }
 }
 

@@ -9,7 +9,7 @@ use outbox_relay::store::{self, NextStep, Shares, StoreOptions};
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, Row};
 use tokio::sync::Mutex;
 
-use crate::store::harness::{Harness, body, confirmed, failure, head, head_ids, options};
+use crate::store::harness::{Harness, body, confirmed, failure, head, head_ids, nobody, options};
 
 const ALL: &Shares = &Shares::All;
 
@@ -250,7 +250,7 @@ async fn a_mark_does_not_wait_for_the_disk() {
     assert_eq!(db.number("SELECT count(*) FROM seen WHERE setting = 'off'").await, 6);
     // A refusal is written for good.
     store
-        .record_failures(&[failure(7, 1, NextStep::Dead)])
+        .record_failures(&[failure(7, 1, NextStep::Dead)], &nobody())
         .await
         .expect("written");
     assert_eq!(db.number("SELECT count(*) FROM seen WHERE setting = 'off'").await, 6);

@@ -7,7 +7,7 @@ use outbox_relay::message::RowId;
 use outbox_relay::store::{self, NextStep, Shares, StoreError};
 use sqlx::Executor;
 
-use crate::store::harness::{Harness, failure, head, head_ids, options};
+use crate::store::harness::{Harness, failure, head, head_ids, nobody, options};
 use crate::store::postgres::Postgres;
 
 const ALL: &Shares = &Shares::All;
@@ -101,7 +101,7 @@ async fn missing_privileges_are_named() {
     ))
     .await;
     let error = store
-        .record_failures(&[failure(1, 1, NextStep::Dead)])
+        .record_failures(&[failure(1, 1, NextStep::Dead)], &nobody())
         .await
         .expect_err("revoked");
     assert!(matches!(error, StoreError::Denied(_)), "{error:?}");
@@ -188,7 +188,7 @@ async fn errors_hold_no_password_and_no_body() {
         .await;
     let error = db
         .store()
-        .record_failures(&[failure(1, 9, NextStep::Dead)])
+        .record_failures(&[failure(1, 9, NextStep::Dead)], &nobody())
         .await
         .expect_err("a violated check");
     assert!(

@@ -5,7 +5,7 @@ use std::time::Duration;
 use outbox_relay::message::{OutboxRow, Payload, RowId};
 use outbox_relay::store::{NextStep, Shares, share_of};
 
-use crate::store::harness::{Harness, body, confirmed, failure, head, head_ids};
+use crate::store::harness::{Harness, body, confirmed, failure, head, head_ids, nobody};
 
 const ALL: &Shares = &Shares::All;
 
@@ -213,7 +213,7 @@ pub(crate) async fn a_probe_tells_what_is_there(db: &impl Harness) {
     db.insert(&["a", "b", "c"]).await;
     store.mark_sent(&confirmed([1])).await.expect("marked");
     store
-        .record_failures(&[failure(2, 1, NextStep::Dead)])
+        .record_failures(&[failure(2, 1, NextStep::Dead)], &nobody())
         .await
         .expect("written");
     let probe = store.probe(&[1, 2, 3, 4].map(RowId)).await.expect("a probe");

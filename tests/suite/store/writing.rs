@@ -6,7 +6,7 @@ use outbox_relay::config::OnSent;
 use outbox_relay::message::{OrderingKey, RowId};
 use outbox_relay::store::NextStep;
 
-use crate::store::harness::{Harness, confirmed, failure, head, head_ids, options};
+use crate::store::harness::{Harness, confirmed, failure, head, head_ids, nobody, options};
 
 const HOUR: Duration = Duration::from_secs(3_600);
 
@@ -53,7 +53,7 @@ pub(crate) async fn a_retry_is_seen_as_a_wait(db: &impl Harness) {
         failure(1, 4, NextStep::RetryIn(HOUR)),
         failure(2, 1, NextStep::RetryIn(Duration::MAX)),
     ];
-    assert_eq!(store.record_failures(&failures).await.expect("written"), 2);
+    assert_eq!(store.record_failures(&failures, &nobody()).await.expect("written"), 2);
     let rows = head(&store).await;
     assert_eq!((rows[0].attempts, rows[1].attempts, rows[2].attempts), (4, 1, 0));
     assert!(rows[0].due_in <= HOUR && rows[0].due_in > HOUR - Duration::from_secs(60));
@@ -67,7 +67,7 @@ pub(crate) async fn a_dead_letter_leaves_the_head(db: &impl Harness) {
     db.insert(&["a", "a"]).await;
     assert_eq!(
         store
-            .record_failures(&[failure(1, 10, NextStep::Dead)])
+            .record_failures(&[failure(1, 10, NextStep::Dead)], &nobody())
             .await
             .expect("written"),
         1
@@ -76,7 +76,7 @@ pub(crate) async fn a_dead_letter_leaves_the_head(db: &impl Harness) {
     assert!(store.fetch(&[RowId(1)], u64::MAX).await.expect("rows").is_empty());
     assert_eq!(
         store
-            .record_failures(&[failure(1, 11, NextStep::Dead)])
+            .record_failures(&[failure(1, 11, NextStep::Dead)], &nobody())
             .await
             .expect("written"),
         0,
@@ -94,19 +94,19 @@ pub(crate) async fn a_late_failure_takes_nothing(db: &impl Harness) {
         failure(2, 1, NextStep::RetryIn(HOUR)),
         failure(9, 1, NextStep::Dead),
     ];
-    assert_eq!(store.record_failures(&failures).await.expect("written"), 1);
+    assert_eq!(store.record_failures(&failures, &nobody()).await.expect("written"), 1);
     assert_eq!(
         db.number("SELECT count(*) FROM outbox WHERE dead_at IS NOT NULL").await,
         0
     );
-    assert_eq!(store.record_failures(&[]).await.expect("written"), 0);
+    assert_eq!(store.record_failures(&[], &nobody()).await.expect("written"), 0);
 }
 
 pub(crate) async fn a_dead_letter_that_was_confirmed_is_sent(db: &impl Harness) {
     let store = db.migrated().await;
     db.insert(&["a"]).await;
     store
-        .record_failures(&[failure(1, 1, NextStep::Dead)])
+        .record_failures(&[failure(1, 1, NextStep::Dead)], &nobody())
         .await
         .expect("written");
     assert_eq!(store.mark_sent(&confirmed([1])).await.expect("marked"), 1);
@@ -117,7 +117,7 @@ pub(crate) async fn dead_keys_come_with_their_lowest_row(db: &impl Harness) {
     let store = db.migrated().await;
     db.insert(&["x", "b", "a", "b", "", "c"]).await;
     let failures: Vec<_> = [2, 3, 4, 5, 6].map(|id| failure(id, 1, NextStep::Dead)).into();
-    store.record_failures(&failures).await.expect("written");
+    store.record_failures(&failures, &nobody()).await.expect("written");
     let key = |name: &str, id| (OrderingKey::new(name), RowId(id));
     assert_eq!(
         store.dead_keys(10).await.expect("keys"),
@@ -130,7 +130,7 @@ pub(crate) async fn a_purge_respects_age_and_limit(db: &impl Harness) {
     let store = db.migrated().await;
     db.insert(&["a"; 20]).await;
     store
-        .record_failures(&[failure(1, 1, NextStep::Dead)])
+        .record_failures(&[failure(1, 1, NextStep::Dead)], &nobody())
         .await
         .expect("written");
     store.mark_sent(&confirmed(2..=18)).await.expect("marked");
@@ -208,7 +208,7 @@ pub(crate) async fn the_backlog_is_counted(db: &impl Harness) {
     .await;
     store.mark_sent(&confirmed([1, 2])).await.expect("marked");
     let failures = [failure(3, 1, NextStep::Dead), failure(6, 2, NextStep::RetryIn(HOUR))];
-    store.record_failures(&failures).await.expect("written");
+    store.record_failures(&failures, &nobody()).await.expect("written");
     let backlog = store.backlog().await.expect("a backlog");
     assert_eq!(
         (backlog.pending, backlog.retrying, backlog.dead, backlog.capped),

@@ -1,0 +1,89 @@
+//! What the relay costs and how fast it is, beside the limit that was measured in the same run.
+//!
+//! `cargo bench` runs everything, `cargo bench -- --quick` only shows that it runs. Servers are private ones, started
+//! here; the relay is the real binary. The machine is never quiet enough for absolute figures: read the ratios.
+
+#![allow(clippy::unwrap_used, clippy::expect_used)] // what goes wrong here is to be seen
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod ceiling;
+mod drain;
+mod idle;
+mod latency;
+mod procfs;
+mod report;
+mod stage;
+
+use clap::Parser;
+
+use drain::Drain;
+use stage::Stage;
+use support::Kind;
+
+#[derive(Parser)]
+struct Arguments {
+    /// A few rows and one pair: shows that it runs, its figures mean nothing
+    #[arg(long)]
+    quick: bool,
+    /// Only scenarios with this in their name
+    #[arg(long, value_name = "NAME", default_value = "")]
+    only: String,
+    /// Rows of a drain
+    #[arg(long)]
+    rows: Option<usize>,
+    /// How often ceiling and relay are measured, one right after the other
+    #[arg(long)]
+    pairs: Option<usize>,
+    /// What cargo calls every benchmark with
+    #[arg(long, hide = true)]
+    bench: bool,
+}
+
+const DRAINS: [Drain; 5] = [
+    Drain::new("quorum-mark", Kind::Quorum, "mark"),
+    Drain::new("quorum-delete", Kind::Quorum, "delete"),
+    Drain::new("classic-mark", Kind::Classic, "mark"),
+    Drain::new("classic-delete", Kind::Classic, "delete"),
+    Drain::hot_key("hot-key", Kind::Quorum, "mark"),
+];
+
+#[tokio::main]
+async fn main() {
+    let arguments = Arguments::parse();
+    let quick = arguments.quick;
+    let chosen = |name: &str| name.contains(&arguments.only);
+    let rows = arguments.rows.unwrap_or(if quick { 5_000 } else { 100_000 });
+    let pairs = arguments.pairs.unwrap_or(if quick { 1 } else { 5 }).max(1);
+
+    let mut stage = Stage::start().await;
+    println!("{}", procfs::machine());
+    println!("{}\n", stage.versions().await);
+
+    let drains: Vec<_> = DRAINS.iter().filter(|drain| chosen(drain.name)).collect();
+    if !drains.is_empty() {
+        println!("Drain, {rows} rows of 256 bytes (one key: a tenth of them), strict, {pairs} pairs;");
+        println!("rates from the first confirm to the last; median, and least to most in brackets.\n");
+        report::drain_header();
+        for drain in drains {
+            let pairs = drain.run(&mut stage, rows, pairs).await;
+            report::drain_line(drain.name, &pairs);
+        }
+        println!();
+    }
+
+    let paces = [
+        latency::Pace::steady("latency-500", 500, if quick { 500 } else { 10_000 }),
+        latency::Pace::sporadic("latency-sporadic", if quick { 3 } else { 30 }),
+    ];
+    for pace in paces.iter().filter(|pace| chosen(pace.name)) {
+        let direct = latency::direct(&mut stage, pace).await;
+        report::latency_line(pace.name, "publish -> consumer, no relay", direct);
+        let relayed = latency::relayed(&mut stage, pace).await;
+        report::latency_line(pace.name, "commit -> consumer", relayed);
+    }
+    if chosen("idle") {
+        println!("idle: {}", idle::measure(&mut stage, if quick { 2 } else { 20 }).await);
+    }
+}

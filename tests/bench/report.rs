@@ -1,0 +1,71 @@
+//! The tables.
+
+use std::time::Duration;
+
+use crate::drain::Pair;
+
+pub(crate) fn drain_header() {
+    println!(
+        "| scenario | ceiling msg/s | relay msg/s | ratio | CPU µs/message (ceiling's process) | peak MiB |\n\
+         |---|---|---|---|---|---|"
+    );
+}
+
+pub(crate) fn drain_line(name: &str, pairs: &[Pair]) {
+    let spread = |value: &dyn Fn(&Pair) -> f64, digits| Spread::of(pairs.iter().map(value)).text(digits);
+    let micros = |time: Duration| time.as_secs_f64() * 1e6;
+    println!(
+        "| {name} | {} | {} | {} | {} ({}) | {} |",
+        spread(&|pair| pair.ceiling.rate, 0),
+        spread(&|pair| pair.relay.rate, 0),
+        spread(&|pair| pair.relay.rate / pair.ceiling.rate, 2),
+        spread(&|pair| micros(pair.relay.cpu_a_message), 1),
+        spread(&|pair| micros(pair.ceiling.cpu_a_message), 1),
+        spread(&|pair| pair.relay.peak_mib, 0),
+    );
+}
+
+pub(crate) fn latency_line(name: &str, what: &str, mut latencies: Vec<Duration>) {
+    latencies.sort_unstable();
+    let at = |share: f64| {
+        let index = (latencies.len() as f64 * share) as usize;
+        latencies[index.min(latencies.len() - 1)].as_secs_f64() * 1e3
+    };
+    println!(
+        "{name}: {what}: p50 {:.2} ms, p99 {:.2} ms, most {:.2} ms ({} messages)",
+        at(0.5),
+        at(0.99),
+        at(1.0),
+        latencies.len()
+    );
+}
+
+/// Median, least and most.
+struct Spread {
+    sorted: Vec<f64>,
+}
+
+impl Spread {
+    fn of(values: impl Iterator<Item = f64>) -> Self {
+        let mut sorted: Vec<f64> = values.collect();
+        sorted.sort_unstable_by(f64::total_cmp);
+        Self { sorted }
+    }
+
+    fn median(&self) -> f64 {
+        let middle = self.sorted.len() / 2;
+        if self.sorted.len().is_multiple_of(2) {
+            f64::midpoint(self.sorted[middle - 1], self.sorted[middle])
+        } else {
+            self.sorted[middle]
+        }
+    }
+
+    fn text(&self, digits: usize) -> String {
+        let median = format!("{:.digits$}", self.median());
+        match self.sorted.as_slice() {
+            [least, .., most] => format!("{median} [{least:.digits$}–{most:.digits$}]"),
+            _ => median,
+        }
+    }
+}
