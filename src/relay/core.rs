@@ -295,7 +295,10 @@ impl Core {
                 }
             }
         }
-        self.dispatcher.read_finished();
+        // Rows that wait to be used are as old as the read that brought them.
+        if !self.plan.holds_rows() {
+            self.dispatcher.read_finished();
+        }
     }
 
     fn take_leases(&mut self, leases: Leases) {

@@ -136,6 +136,8 @@ enum State {
     Backoff {
         until: Time,
     },
+    /// Kept only until the read under way has ended.
+    Done,
 }
 
 /// Something that may be able to go.
@@ -284,29 +286,34 @@ impl Dispatcher {
         }
     }
 
-    /// Forgets a row that is done; not before the read under way has ended, which may show it once more.
+    /// Forgets a row that is done with here; not before the read under way has ended, which may show it as it was.
     fn forget(&mut self, id: RowId) {
         self.drop_body(id);
-        if self.reading {
-            self.forget_after_read.push(id);
-        } else {
+        self.left.remove(&id);
+        if !self.reading {
             self.rows.remove(&id);
+        } else if let Some(row) = self.rows.get_mut(&id) {
+            row.state = State::Done;
+            self.forget_after_read.push(id);
         }
     }
 
     /// `id`, and with it its key, must wait; later rows of the key go back to the table.
     fn hold(&mut self, id: RowId, key: Option<&OrderingKey>) {
         if let Some(key) = key {
-            let behind = self.keys.hold(key, id);
+            let behind = self.keys.hold(key, id, |row| rests(&self.rows, row));
             self.leave(behind);
         }
     }
 
-    /// These waiting rows are not held any longer; they will be read again.
+    /// These rows, which wait for their turn or their time, are not held any longer; they will be read again.
     fn leave(&mut self, rows: Vec<RowId>) {
         for id in rows {
             self.drop_body(id);
             self.left.remove(&id);
+            if rests(&self.rows, id) {
+                self.stubs -= 1;
+            }
             self.rows.remove(&id);
         }
     }
@@ -330,4 +337,10 @@ impl Dispatcher {
             Some(Some(lane)) => self.pinned[lane].push_back(Turn::Key(key)),
         }
     }
+}
+
+/// Whether a row waits for nothing but its time.
+fn rests(rows: &HashMap<RowId, Row>, id: RowId) -> bool {
+    rows.get(&id)
+        .is_some_and(|row| matches!(row.state, State::Backoff { .. }))
 }

@@ -21,7 +21,7 @@ const GRACE: Duration = Duration::from_secs(10);
 const MAX_WATCHED: usize = 10_000;
 
 /// A longer run of missing ids is a jump of the sequence, not open transactions.
-const MAX_RUN: i64 = 1_000;
+const MAX_RUN: i64 = 10_000;
 
 struct Hole {
     since: Time,
@@ -39,6 +39,11 @@ impl Holes {
     /// Whether nothing is watched.
     pub fn is_empty(&self) -> bool {
         self.ids.is_empty()
+    }
+
+    /// Whether this id is watched.
+    pub fn contains(&self, id: RowId) -> bool {
+        self.ids.contains_key(&id)
     }
 
     /// The ids to ask for.

@@ -21,8 +21,8 @@ use super::holes::Holes;
 /// How often skipped ids are looked at while no new rows come.
 const PROBE_INTERVAL: Duration = Duration::from_millis(100);
 
-/// Ids of one page of a scan; they come without bodies.
-const SCAN_PAGE: u32 = 5_000;
+/// Ids of one page of a scan; they come without bodies. Tests have small tables, and want several pages.
+pub(super) const SCAN_PAGE: u32 = if cfg!(test) { 7 } else { 5_000 };
 
 /// Bodies fetched with one statement.
 const FETCH_PAGE: usize = 500;
@@ -30,7 +30,7 @@ const FETCH_PAGE: usize = 500;
 /// Where the database tells cheaply whether anything changed, it is asked at least this often.
 const CHANGE_INTERVAL: Duration = Duration::from_millis(10);
 
-/// How many ids below the newest are taken for skipped at the start: transactions that were open then.
+/// How many ids below the first row are taken for skipped: transactions that were open then.
 const START_WATCH: i64 = 1_000;
 
 /// Longest pause after an error.
@@ -102,8 +102,6 @@ pub struct Plan {
     out_of_order: bool,
     watch_dead_keys: bool,
     cursor: RowId,
-    /// The cursor has been at the end of the table once.
-    caught_up: bool,
     /// Rows of a head read that wait until the skipped ids have been looked at.
     unproven: Option<Vec<OutboxRow>>,
     holes: Holes,
@@ -137,7 +135,6 @@ impl Plan {
             out_of_order,
             watch_dead_keys,
             cursor: RowId(i64::MIN),
-            caught_up: false,
             unproven: None,
             holes: Holes::default(),
             head_at: Duration::ZERO,
@@ -163,7 +160,6 @@ impl Plan {
         self.sweep = None;
         if anew {
             self.cursor = RowId(i64::MIN);
-            self.caught_up = false;
             self.ask_first = false;
             self.head_at = Duration::ZERO;
             self.dead_keys_due = self.watch_dead_keys;
@@ -213,7 +209,7 @@ impl Plan {
     /// When to ask again if nothing happens.
     pub fn next_time(&self, dispatcher: &Dispatcher) -> Option<Time> {
         self.shares.as_ref()?;
-        if self.errors > 0 {
+        if self.errors > 0 && self.asked_at < self.head_at {
             return Some(self.head_at);
         }
         let room = dispatcher.room() > 0;
@@ -243,7 +239,7 @@ impl Plan {
         if let Some(from) = dispatcher.refill_from() {
             return self.scan(RowId(from.0.saturating_sub(1)));
         }
-        if now >= self.sweep_at && dispatcher.room() > 0 && self.cursor > RowId(i64::MIN) {
+        if now >= self.sweep_at && dispatcher.room() > 0 {
             let after = *self.sweep.get_or_insert(RowId(i64::MIN));
             return self.scan(after);
         }
@@ -259,6 +255,11 @@ impl Plan {
             to: self.cursor,
             shares: self.shares.clone()?,
         })
+    }
+
+    /// Whether rows that were read wait until the skipped ids have been looked at.
+    pub fn holds_rows(&self) -> bool {
+        self.unproven.is_some()
     }
 
     /// Takes in an answer. Rows go to the dispatcher; returns how many new rows a head read brought.
@@ -277,7 +278,7 @@ impl Plan {
                 self.head_read(after, limit, rows, dispatcher, now);
                 return count;
             }
-            (Read::Scan { after, to, .. }, Answer::Scan(stubs)) => self.scanned(after, to, &stubs, dispatcher, now),
+            (Read::Scan { after, to, .. }, Answer::Scan(stubs)) => self.scanned(after, to, stubs, dispatcher, now),
             (Read::Probe(_), Answer::Probe(probe)) => {
                 self.probe_at = now + PROBE_INTERVAL;
                 self.holes.probed(&probe, now);
@@ -289,7 +290,7 @@ impl Plan {
             (Read::Fetch { ids, .. }, Answer::Fetch(rows)) => dispatcher.fetched(&ids, rows, now),
             (Read::DeadKeys, Answer::DeadKeys(keys)) => {
                 self.dead_keys_due = false;
-                dispatcher.dead_keys(&keys, self.asked_at);
+                dispatcher.dead_keys(&keys, keys.len() < DEAD_KEYS as usize, self.asked_at);
             }
             (Read::Changed, Answer::Changed(changed)) => self.told(changed, now),
             _ => {}
@@ -319,18 +320,17 @@ impl Plan {
             self.idle = (self.idle * 2).min(self.poll.max_interval);
             self.head_at = now + self.idle;
             self.ask_first = true;
-            self.catch_up(now);
             return;
         };
         self.cursor = last;
         self.idle = self.poll.min_interval;
         self.head_at = if full { now } else { now + self.idle };
         self.ask_first = false;
-        if self.out_of_order && self.caught_up {
+        if self.out_of_order {
+            // Nothing is known of what is below the very first row.
+            let first = RowId(rows[0].id.0.saturating_sub(START_WATCH).max(0));
+            let after = if after == RowId(i64::MIN) { first } else { after };
             self.holes.observe(after, rows.iter().map(|row| row.id), now);
-        }
-        if !full {
-            self.catch_up(now);
         }
         if self.holes.is_empty() {
             dispatcher.admit(rows, now);
@@ -339,23 +339,16 @@ impl Plan {
         }
     }
 
-    fn catch_up(&mut self, now: Time) {
-        if !self.caught_up {
-            self.caught_up = true;
-            if self.out_of_order && self.cursor.0 > 0 {
-                self.holes
-                    .watch((self.cursor.0 - START_WATCH).max(1), self.cursor.0, now);
-            }
-        }
-    }
-
-    fn scanned(&mut self, after: RowId, to: RowId, stubs: &[Stub], dispatcher: &mut Dispatcher, now: Time) {
+    fn scanned(&mut self, after: RowId, to: RowId, mut stubs: Vec<Stub>, dispatcher: &mut Dispatcher, now: Time) {
         let complete = stubs.len() < SCAN_PAGE as usize;
         let through = match stubs.last() {
             Some(last) if !complete => last.id,
             _ => to,
         };
-        let got = dispatcher.admit_stubs(stubs, after, through, complete, now);
+        // Of rows that appeared under skipped ids a scan from somewhere in the middle may show a later one only: they are
+        // left to the next probe, which shows all of them.
+        stubs.retain(|stub| !self.holes.contains(stub.id));
+        let got = dispatcher.admit_stubs(&stubs, after, through, complete, now);
         // A scan for some key's rows helps the sweep only if it begins where the sweep has come to.
         if let Some(swept) = self.sweep
             && after <= swept

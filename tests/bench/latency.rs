@@ -10,7 +10,7 @@ use lapin::{BasicProperties, Connection, ConnectionProperties};
 use tokio::task::JoinHandle;
 
 use crate::stage::{EXCHANGE, ROUTING_KEY, Stage, body, number_in};
-use crate::support::{Kind, until};
+use crate::support::Kind;
 
 /// Many keys, so that none waits for its own predecessor.
 const KEYS: usize = 1_000;
@@ -138,14 +138,15 @@ impl Arrivals {
 
     /// How long each message took, once all are there.
     async fn since(self, sent: &[Instant]) -> Vec<Duration> {
-        let complete = || {
-            self.times
-                .lock()
-                .expect("no panic while locked")
-                .iter()
-                .all(Option::is_some)
+        let missing = || {
+            let times = self.times.lock().expect("no panic while locked");
+            times.iter().filter(|time| time.is_none()).count()
         };
-        until("every message arrives", Duration::from_secs(30), async || complete()).await;
+        let end = Instant::now() + Duration::from_secs(30);
+        while missing() > 0 {
+            assert!(Instant::now() < end, "{} messages do not arrive", missing());
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
         self.task.abort();
         let times = self.times.lock().expect("no panic while locked");
         let pairs = times.iter().flatten().zip(sent);

@@ -1,7 +1,7 @@
 //! The reading side: rows come in, as far as there is room and use for them.
 
 use std::cmp::Reverse;
-use std::collections::HashSet;
+use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use crate::config::{OnDeadLetter, Ordering};
 use crate::message::{self, Message, OrderingKey, OutboxRow, Payload, RowId};
 use crate::store::Stub;
 
-use super::{Content, Dispatcher, Row, State, Time, Turn};
+use super::{Content, Dispatcher, Row, State, Time, Turn, rests};
 
 /// Rows without a key that are due later than this are not remembered: a later sweep finds them again.
 const FORGET_AFTER: Duration = Duration::from_secs(60);
@@ -82,6 +82,9 @@ impl Dispatcher {
             return;
         }
         let key = self.ordered(stub.ordering_key.as_ref());
+        if key.is_none() && stub.due_in > FORGET_AFTER {
+            return;
+        }
         if key.as_ref().is_none_or(|key| self.keys.takes_from_scan(key, stub.id)) {
             let row = Row::new(key, share, Content::Left, 0, 0, (Duration::ZERO, now));
             self.insert(stub.id, row, stub.due_in, now);
@@ -102,12 +105,13 @@ impl Dispatcher {
         let room = self.settings.bytes.saturating_sub(self.bytes);
         // When nothing else can go, one row is fetched whatever its size: else rows behind it could fill the room that
         // it needs.
-        let stalled = self.in_flight == 0 && self.ready.is_empty();
+        let stalled = self.in_flight == 0 && self.ready.is_empty() && self.pinned.iter().all(VecDeque::is_empty);
         let mut ids = Vec::new();
         let mut sum = 0;
         for id in self.left.iter().take(limit) {
             let size = self.rows.get(id).map_or(0, |row| row.size);
-            if sum + size > room && !(ids.is_empty() && stalled) {
+            // The size of a row that only a scan has shown is not known: without any room it is not fetched.
+            if sum + size.max(1) > room && !(ids.is_empty() && stalled) {
                 break;
             }
             sum += size;
@@ -133,14 +137,17 @@ impl Dispatcher {
         }
     }
 
-    /// Tells which keys have a dead letter (matters for `block` only). `as_of`: when the table was asked.
-    pub fn dead_keys(&mut self, found: &[(OrderingKey, RowId)], as_of: Time) {
+    /// Tells which keys have a dead letter (matters for `block` only): `found`, in the order of their rows, and if not
+    /// `all` of them, none of the others is below the last. `as_of`: when the table was asked.
+    pub fn dead_keys(&mut self, found: &[(OrderingKey, RowId)], all: bool, as_of: Time) {
         if self.settings.on_dead_letter == OnDeadLetter::Continue || self.settings.ordering == Ordering::None {
             return;
         }
         let mine = |(key, row): &&(OrderingKey, RowId)| self.takes_share(self.share(*row, Some(key)));
+        let through = found.last().filter(|_| !all).map_or(RowId(i64::MAX), |(_, row)| *row);
         let found: Vec<_> = found.iter().filter(mine).cloned().collect();
-        let (released, left) = self.keys.replace_dead(&found, as_of);
+        let rests = |row| rests(&self.rows, row);
+        let (released, left) = self.keys.replace_dead(&found, through, as_of, rests);
         self.leave(left);
         for key in released {
             self.queue_key(key);
@@ -194,8 +201,14 @@ impl Dispatcher {
         }
     }
 
-    /// `id` waits until this time.
+    /// `id` waits until this time. One without a key need not be remembered where there are too many: a sweep finds it
+    /// again.
     pub(super) fn back_off(&mut self, id: RowId, until: Time) {
+        let many = self.stubs >= self.settings.stubs / 2;
+        if many && self.rows.get(&id).is_some_and(|row| row.key.is_none()) {
+            // A read under way may still show it as it was.
+            return self.forget(id);
+        }
         self.drop_body(id);
         if let Some(row) = self.rows.get_mut(&id) {
             row.state = State::Backoff { until };

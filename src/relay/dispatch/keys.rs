@@ -221,12 +221,13 @@ impl Keys {
         });
     }
 
-    /// The row must wait. Returns the rows behind it: they are left in the table from now on.
-    pub(super) fn hold(&mut self, key: &OrderingKey, id: RowId) -> Vec<RowId> {
+    /// The row must wait. Returns the rows behind it: they are left in the table from now on. `rests`: a row that
+    /// waits for its time and can be left as well.
+    pub(super) fn hold(&mut self, key: &OrderingKey, id: RowId, rests: impl Fn(RowId) -> bool) -> Vec<RowId> {
         self.change(key, |k| {
             remove_waiting(k, id);
             insert(&mut k.held, id);
-            leave_behind(k, id)
+            leave_behind(k, id, rests)
         })
     }
 
@@ -241,38 +242,52 @@ impl Keys {
     // ---- dead letters that block ---------------------------------------------------------------------------------
 
     /// The row is a dead letter now and blocks the key. Returns the rows behind it.
-    pub(super) fn dead(&mut self, key: &OrderingKey, id: RowId, now: Time) -> Vec<RowId> {
+    pub(super) fn dead(
+        &mut self,
+        key: &OrderingKey,
+        id: RowId,
+        now: Time,
+        rests: impl Fn(RowId) -> bool,
+    ) -> Vec<RowId> {
         self.change(key, |k| {
             remove(&mut k.held, id);
-            if k.dead.is_none_or(|(row, _)| row > id) {
+            // The same row may have been sent again in between, and given up again.
+            if k.dead.is_none_or(|(row, _)| row >= id) {
                 k.dead = Some((id, now));
             }
-            leave_behind(k, id)
+            leave_behind(k, id, rests)
         })
     }
 
-    /// Replaces what is known of dead letters by what the table said at `as_of`. Returns the keys that can go on, and
+    /// Replaces what is known of dead letters up to `through` by what the table said at `as_of`. Returns the keys that can go on, and
     /// the rows that are left in the table from now on.
     pub(super) fn replace_dead(
         &mut self,
         found: &[(OrderingKey, RowId)],
+        through: RowId,
         as_of: Time,
+        rests: impl Fn(RowId) -> bool,
     ) -> (Vec<OrderingKey>, Vec<RowId>) {
         let found: HashMap<_, _> = found.iter().map(|(key, row)| (key.clone(), *row)).collect();
         let known = self
             .map
             .iter()
-            .filter(|(_, k)| k.dead.is_some_and(|(_, since)| since < as_of));
+            .filter(|(_, k)| k.dead.is_some_and(|(row, since)| since < as_of && row <= through));
         let released: Vec<_> = known
             .filter(|(key, _)| !found.contains_key(*key))
             .map(|(key, _)| key.clone())
             .collect();
         for key in &released {
-            self.change(key, |k| k.dead = None);
+            // The dead letter may be one to be sent again: it is looked for before the rows behind it.
+            self.change(key, |k| {
+                if let Some((row, _)) = k.dead.take() {
+                    k.leave_from(row);
+                }
+            });
         }
         let left = found
             .iter()
-            .flat_map(|(key, row)| self.dead(key, *row, as_of))
+            .flat_map(|(key, row)| self.dead(key, *row, as_of, &rests))
             .collect();
         (released, left)
     }
@@ -291,12 +306,19 @@ impl Keys {
     pub(super) fn blocked(&self) -> usize {
         self.stuck
     }
+
+    #[cfg(test)]
+    pub(super) fn len(&self) -> usize {
+        self.map.len()
+    }
 }
 
-fn leave_behind(k: &mut Key, id: RowId) -> Vec<RowId> {
+fn leave_behind(k: &mut Key, id: RowId, rests: impl Fn(RowId) -> bool) -> Vec<RowId> {
     let at = k.waiting.partition_point(|other| *other < id);
-    let behind: Vec<_> = k.waiting.drain(at..).collect();
-    if let Some(first) = behind.first() {
+    let mut behind: Vec<_> = k.waiting.drain(at..).collect();
+    // One that waits for its time goes with them: else it would go before them when it comes.
+    behind.extend(k.held.extract_if(.., |other| *other > id && rests(*other)));
+    if let Some(first) = behind.iter().min() {
         k.leave_from(*first);
     }
     behind

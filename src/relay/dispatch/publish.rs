@@ -11,7 +11,7 @@ use crate::config::OnDeadLetter;
 use crate::message::{Message, RowId};
 use crate::store::{Failure, NextStep};
 
-use super::{Content, Dispatcher, Generation, Notice, State, Time, Turn};
+use super::{Content, Dispatcher, Generation, Notice, State, Time, Turn, rests};
 
 /// What a turn led to.
 enum Taken {
@@ -263,7 +263,7 @@ impl Dispatcher {
         if self.settings.on_dead_letter == OnDeadLetter::Continue {
             self.keys.gone(&key, id);
         } else {
-            let behind = self.keys.dead(&key, id, now);
+            let behind = self.keys.dead(&key, id, now, |row| rests(&self.rows, row));
             self.leave(behind);
         }
         self.queue_key(key);
