@@ -193,7 +193,7 @@ pub async fn run(parts: Parts, stop: watch::Receiver<Stop>) -> Ended {
     // First the connection, then the leases: whoever takes them over finds that the broker has dealt with all that was
     // sent here.
     let _ = close_broker.send(true);
-    core.close_inbox();
+    core.let_publisher_go();
     if !publishing.is_finished() && tokio::time::timeout(CLOSE_TIMEOUT, &mut publishing).await.is_err() {
         warn!("the connection to the broker did not close in time");
         publishing.abort();

@@ -15,7 +15,7 @@ use super::dispatch::{Dispatcher, Generation, Notice, Time};
 use super::leases::Leases;
 use super::outage::Outage;
 use super::publisher::Batch;
-use super::reader::{Answer, Plan, Read};
+use super::reader::{Answer, Passes, Plan, Read};
 use super::settler::Job;
 use super::{Ended, Event, Stop};
 
@@ -135,8 +135,9 @@ impl Core {
         }
     }
 
-    /// Nobody listens any more: tasks that still have something to tell go on without it.
-    pub(super) fn close_inbox(&mut self) {
+    /// Nothing more is asked of the publisher, and nobody listens to it: it can end.
+    pub(super) fn let_publisher_go(&mut self) {
+        self.lanes.clear();
         self.queues.inbox.close();
     }
 
@@ -367,10 +368,6 @@ impl Core {
             }),
         };
         self.plan.read_shares(shares, anew);
-        let held = self.dispatcher.held().len();
-        self.metrics
-            .partitions_owned
-            .set(i64::try_from(held).unwrap_or(i64::MAX));
     }
 
     fn tell(&mut self) {
@@ -401,6 +398,8 @@ impl Core {
         }
         let blocked = i64::try_from(self.dispatcher.blocked_keys()).unwrap_or(i64::MAX);
         self.metrics.blocked_keys.set(blocked);
+        let owned = i64::try_from(self.dispatcher.held().len()).unwrap_or(i64::MAX);
+        self.metrics.partitions_owned.set(owned);
     }
 }
 
@@ -411,23 +410,23 @@ fn numbers(leases: &[Lease]) -> Vec<u16> {
 /// A stop under way.
 struct Stopping {
     deadline: Time,
-    /// Reading goes on until a sweep that began after this many has found nothing more (`RELAY_SHUTDOWN_DRAIN`).
-    sweeps_before: Option<u64>,
+    /// Reading goes on until everything has been read once more since then (`RELAY_SHUTDOWN_DRAIN`).
+    drain_since: Option<Passes>,
 }
 
 impl Core {
     fn begin_stop(&mut self) -> Stopping {
         let now = self.now();
-        info!(grace = ?self.shutdown.grace, drain = self.shutdown.drain, in_flight = self.dispatcher.in_flight(), "stopping");
-        let sweeps_before = self.shutdown.drain.then(|| self.plan.sweeps_done());
-        if self.shutdown.drain {
+        let (grace, drain) = (self.shutdown.grace, self.shutdown.drain);
+        info!(?grace, drain, in_flight = self.dispatcher.in_flight(), "stopping");
+        if drain {
             self.plan.sweep_now(now);
         } else {
             self.stop_reading();
         }
         Stopping {
-            deadline: now + self.shutdown.grace,
-            sweeps_before,
+            deadline: now + grace,
+            drain_since: drain.then(|| self.plan.passes()),
         }
     }
 
@@ -439,14 +438,13 @@ impl Core {
 
     /// Whether the stop is complete, or its time is up.
     fn stopped(&mut self, stopping: &mut Stopping) -> Option<Ended> {
-        if let Some(before) = stopping.sweeps_before
-            && self.plan.sweeps_done() > before
-            && self.dispatcher.is_drained()
+        if let Some(since) = stopping.drain_since
+            && self.is_drained(since)
         {
-            stopping.sweeps_before = None;
+            stopping.drain_since = None;
             self.stop_reading();
         }
-        if stopping.sweeps_before.is_none() && self.dispatcher.is_settled() && !self.settling {
+        if stopping.drain_since.is_none() && self.dispatcher.is_settled() && !self.settling {
             info!("stopped: everything that was published is settled");
             return Some(Ended::Cleanly);
         }
@@ -455,6 +453,13 @@ impl Core {
             return Some(Ended::Unsettled);
         }
         None
+    }
+
+    /// Whether nothing is left that this relay could send: it has read everything since then and sent it, or it is known
+    /// that others own everything.
+    fn is_drained(&self, since: Passes) -> bool {
+        let all_read = self.plan.passes().beyond(since) || !self.plan.reads();
+        self.trusted_until.is_some() && all_read && self.dispatcher.is_drained()
     }
 
     fn warn_unsettled(&self, why: &str) {

@@ -92,6 +92,22 @@ pub enum Answer {
     Changed(Option<bool>),
 }
 
+/// How often everything has been read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Passes {
+    /// Completed sweeps.
+    pub sweeps: u64,
+    /// Head reads that found the end of the table.
+    pub ends: u64,
+}
+
+impl Passes {
+    /// Whether everything has been read since `before`.
+    pub fn beyond(self, before: Self) -> bool {
+        self.sweeps > before.sweeps && self.ends > before.ends
+    }
+}
+
 /// Decides what is read when.
 pub struct Plan {
     poll: Poll,
@@ -116,6 +132,8 @@ pub struct Plan {
     /// How far the sweep under way has come.
     sweep: Option<RowId>,
     sweeps_done: u64,
+    /// How often a head read has found the end of the table.
+    ends_found: u64,
     /// Dead keys are asked for before the first rows are used, and with every sweep.
     dead_keys_due: bool,
     asked_at: Time,
@@ -143,6 +161,7 @@ impl Plan {
             probe_at: Duration::ZERO,
             sweep: None,
             sweeps_done: 0,
+            ends_found: 0,
             dead_keys_due: watch_dead_keys,
             asked_at: Duration::ZERO,
             scan_next: false,
@@ -171,9 +190,17 @@ impl Plan {
         self.round
     }
 
-    /// How many sweeps have been completed.
-    pub fn sweeps_done(&self) -> u64 {
-        self.sweeps_done
+    /// How often everything has been read: by a sweep, and up to the end of the table.
+    pub fn passes(&self) -> Passes {
+        Passes {
+            sweeps: self.sweeps_done,
+            ends: self.ends_found,
+        }
+    }
+
+    /// Whether anything is read at all.
+    pub fn reads(&self) -> bool {
+        self.shares.is_some()
     }
 
     /// Sweeps now.
@@ -316,6 +343,7 @@ impl Plan {
 
     fn head_read(&mut self, after: RowId, limit: u32, rows: Vec<OutboxRow>, dispatcher: &mut Dispatcher, now: Time) {
         let full = rows.len() == limit as usize;
+        self.ends_found += u64::from(!full);
         let Some(last) = rows.last().map(|row| row.id) else {
             self.idle = (self.idle * 2).min(self.poll.max_interval);
             self.head_at = now + self.idle;

@@ -26,11 +26,21 @@ pub(crate) enum Window {
     One,
 }
 
+#[derive(Clone, Copy)]
 pub(crate) struct Ceiling {
     /// Messages a second, from the first confirm to the last.
     pub(crate) rate: f64,
     /// Of this process, user and system.
     pub(crate) cpu_a_message: Duration,
+}
+
+impl Ceiling {
+    pub(crate) fn mean(self, other: Self) -> Self {
+        Self {
+            rate: f64::midpoint(self.rate, other.rate),
+            cpu_a_message: (self.cpu_a_message + other.cpu_a_message) / 2,
+        }
+    }
 }
 
 /// Publishes `count` messages.

@@ -24,7 +24,7 @@ pub(crate) struct Drain {
     hot_key: bool,
 }
 
-/// Two measurements, one right after the other.
+/// The relay, and the mean of the ceilings right before and after it: the machine's pace drifts.
 pub(crate) struct Pair {
     pub(crate) ceiling: Ceiling,
     pub(crate) relay: Drained,
@@ -64,18 +64,25 @@ impl Drain {
             (rows, 1_000, Window::Full)
         };
         let mut measured = Vec::new();
+        let mut before = self.ceiling(stage, rows, window).await;
         for _ in 0..pairs {
             stage.load(rows, keys).await;
-            stage.new_queue(self.queue).await;
-            let ceiling = ceiling::measure(stage, rows, window).await;
-            stage.new_queue(self.queue).await;
             let relay = self.relay(stage, rows).await;
+            let after = self.ceiling(stage, rows, window).await;
+            let ceiling = before.mean(after);
             measured.push(Pair { ceiling, relay });
+            before = after;
         }
         measured
     }
 
+    async fn ceiling(&self, stage: &mut Stage, rows: usize, window: Window) -> Ceiling {
+        stage.new_queue(self.queue).await;
+        ceiling::measure(stage, rows, window).await
+    }
+
     async fn relay(&self, stage: &mut Stage, rows: usize) -> Drained {
+        stage.new_queue(self.queue).await;
         let mut relay = stage.relay().env("RELAY_OUTBOX_ON_SENT", self.on_sent).spawn();
         let pid = relay.pid();
         // A first look once something is confirmed; the end is told by the relay itself.

@@ -33,7 +33,7 @@ struct Arguments {
     /// Rows of a drain
     #[arg(long)]
     rows: Option<usize>,
-    /// How often ceiling and relay are measured, one right after the other
+    /// How often the relay is measured, each time between two ceilings
     #[arg(long)]
     pairs: Option<usize>,
     /// What cargo calls every benchmark with

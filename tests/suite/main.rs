@@ -11,5 +11,6 @@ mod faults;
 mod main_job;
 mod outbox;
 mod outcomes;
+mod replicas;
 mod stopping;
 mod store;
