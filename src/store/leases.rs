@@ -189,7 +189,8 @@ impl Text<'_> {
             now,
         } = self;
         let live = format!(
-            "(SELECT count(*) FROM {members} WHERE outbox = {outbox} AND layout = {layout} AND expires_at > {now})"
+            "(SELECT CASE WHEN count(*) > 1 THEN count(*) ELSE 1 END
+              FROM {members} WHERE outbox = {outbox} AND layout = {layout} AND expires_at > {now})"
         );
         let owned_by = |who: &str| {
             format!(

@@ -336,3 +336,35 @@ async fn a_key_that_was_blocked_goes_on_in_order_when_its_exchange_appears() {
     assert_eq!((arrived.distinct, arrived.duplicates), (12_000, 0));
     outbox.wait_all_sent(Duration::from_secs(20)).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_that_was_reaped_while_idle_is_replaced() {
+    let rabbit = Rabbit::shared().await;
+    let outbox = Outbox::on_postgres().await;
+    let _relay = outbox.relay().spawn();
+    let consumer = Consumer::start(&outbox.amqp_url, "q");
+    for round in 0..3 {
+        outbox.insert(round * 10, 10, 10).await;
+        consumer
+            .wait_for(|received| received.len() as i64 >= (round + 1) * 10, 30 * SECOND)
+            .await;
+        outbox.wait_all_sent(20 * SECOND).await;
+        rabbit.close_connections_of(&outbox.amqp_url).await;
+    }
+    assert_eq!(judge(&consumer.snapshot()).distinct, 30);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_under_ids_long_passed_are_found_by_the_sweep() {
+    let outbox = Outbox::on_postgres().await;
+    outbox.db.run("ALTER TABLE outbox ALTER id RESTART WITH 1000000").await;
+    let _relay = outbox.relay().env("RELAY_POLL_SWEEP_INTERVAL", "500ms").spawn();
+    let consumer = Consumer::start(&outbox.amqp_url, "q");
+    outbox.insert(0, 100, 10).await;
+    consumer.wait_for(|received| received.len() >= 100, 30 * SECOND).await;
+    // As after a restore with a sequence that begins anew.
+    outbox.db.run("ALTER TABLE outbox ALTER id RESTART WITH 1").await;
+    outbox.insert(100, 100, 10).await;
+    let received = consumer.wait_for(|received| received.len() >= 200, 30 * SECOND).await;
+    assert_eq!(judge(&received).distinct, 200);
+}

@@ -1,6 +1,7 @@
 //! One suite for every database: what a store promises, against real servers and files.
 
 mod harness;
+mod leasing;
 mod postgres;
 mod postgres_faults;
 mod reading;
@@ -56,4 +57,11 @@ conformance! {
         strange_names_work
         migrations_run_once
         printed_migrations_are_the_same;
+    leasing:
+        shares_are_taken_given_and_left
+        a_lease_that_ran_out_is_taken_over_and_one_that_did_not_is_not
+        a_lease_that_ran_out_and_was_not_taken_is_renewed_under_its_epoch
+        shares_of_another_number_are_not_owned_beside_each_other
+        a_failure_under_a_lost_lease_takes_nothing
+        a_crowd_shares_fairly;
 }
