@@ -11,7 +11,7 @@ use axum::routing::get;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 
-use crate::health::{Health, Part};
+use crate::health::Health;
 use crate::metrics::Metrics;
 
 const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -65,16 +65,14 @@ async fn startupz() -> Response {
 }
 
 async fn readyz(State(admin): State<Admin>) -> Response {
-    let (database, broker) = (&admin.health.database, &admin.health.broker);
-    let ready = database.state().is_ok() && broker.state().is_ok();
-    answer(
-        ready,
-        json!({ "ready": ready, "database": part(database), "broker": part(broker) }),
-    )
+    let (database, broker) = (admin.health.database(), admin.health.broker.state());
+    let ready = database.is_ok() && broker.is_ok();
+    let body = json!({ "ready": ready, "database": part(database), "broker": part(broker) });
+    answer(ready, body)
 }
 
-fn part(part: &Part) -> Value {
-    match part.state() {
+fn part(state: Result<(), String>) -> Value {
+    match state {
         Ok(()) => json!({ "ok": true }),
         Err(reason) => json!({ "ok": false, "reason": reason }),
     }

@@ -52,10 +52,7 @@ pub fn main() -> ExitCode {
     };
     let loaded = match config::load_from_process() {
         Ok(loaded) => loaded,
-        Err(errors) => {
-            eprintln!("outbox-relay: the configuration is not usable:\n{errors}");
-            return ExitCode::from(BAD_CONFIGURATION);
-        }
+        Err(errors) => return bad_configuration(&errors.to_string()),
     };
     let config = loaded.config;
     crate::telemetry::init(&config);
@@ -67,7 +64,12 @@ pub fn main() -> ExitCode {
         .enable_all()
         .build();
     let result = match runtime {
-        Ok(runtime) => runtime.block_on(execute(cli.command, config)),
+        Ok(runtime) => {
+            let result = runtime.block_on(execute(cli.command, config));
+            // Without waiting for name look-ups that hang.
+            runtime.shutdown_background();
+            result
+        }
         Err(error) => Err(anyhow::anyhow!("cannot start: {error}")),
     };
     match result {
@@ -77,6 +79,11 @@ pub fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+fn bad_configuration(problems: &str) -> ExitCode {
+    eprintln!("outbox-relay: the configuration is not usable:\n{problems}");
+    ExitCode::from(BAD_CONFIGURATION)
 }
 
 async fn execute(command: Command, config: Config) -> anyhow::Result<ExitCode> {

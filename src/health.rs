@@ -7,12 +7,17 @@ use std::time::{Duration, Instant};
 /// The loop turns at least once a second; one that has not for this long is stuck.
 const STUCK: Duration = Duration::from_secs(30);
 
+/// Why something does not work that was not tried yet.
+pub const UNKNOWN: &str = "not connected yet";
+
 /// Shared by the parts that know and the endpoints that tell.
 pub struct Health {
     started: Instant,
     turned_ms: AtomicU64,
     /// The database, as the reader sees it.
     pub database: Part,
+    /// The leases in the database.
+    pub leases: Part,
     /// The broker.
     pub broker: Part,
 }
@@ -22,7 +27,7 @@ pub struct Part(Mutex<Result<(), String>>);
 
 impl Part {
     fn new() -> Self {
-        Self(Mutex::new(Err("not connected yet".to_owned())))
+        Self(Mutex::new(Err(UNKNOWN.to_owned())))
     }
 
     /// It works.
@@ -48,8 +53,17 @@ impl Health {
             started: Instant::now(),
             turned_ms: AtomicU64::new(0),
             database: Part::new(),
+            leases: Part::new(),
             broker: Part::new(),
         }
+    }
+
+    /// Whether the database works, or why not. A relay that stands by reads no rows: then only the leases tell.
+    pub fn database(&self) -> Result<(), String> {
+        self.leases.state()?;
+        self.database
+            .state()
+            .or_else(|reason| if reason == UNKNOWN { Ok(()) } else { Err(reason) })
     }
 
     /// The relay's loop turned.

@@ -190,7 +190,7 @@ impl Metrics {
             last_poll: add(
                 r,
                 "last_poll_timestamp_seconds",
-                "When the table was last read, unix time",
+                "When the table was last looked at, unix time",
                 FloatGauge::default(),
             ),
             last_publish: add(
@@ -250,6 +250,7 @@ impl Metrics {
     pub fn published(&self, latency: Duration) {
         self.published.inc();
         self.latency.observe(latency.as_secs_f64());
+        self.last_publish.set(unix_now());
     }
 
     /// A publish failed.
@@ -266,7 +267,6 @@ impl Metrics {
     pub fn batch(&self, messages: usize, took: Duration) {
         self.batch.observe(messages as f64);
         self.publish_duration.observe(took.as_secs_f64());
-        self.last_publish.set(unix_now());
     }
 
     /// The table was read for new rows: how many came, or `None` after an error.
@@ -277,6 +277,13 @@ impl Metrics {
             Some(_) => "rows",
         };
         self.polls.get_or_create(&[("outcome", outcome)]).inc();
+        if rows.is_some() {
+            self.looked();
+        }
+    }
+
+    /// The table was looked at, be it only to learn that nothing changed.
+    pub fn looked(&self) {
         self.last_poll.set(unix_now());
     }
 

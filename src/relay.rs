@@ -33,10 +33,15 @@ use reader::{Answer, Plan, Read};
 use settler::Settler;
 
 /// Channels per connection. Measured: 4 channels of 250 reach the broker's rate, 1 channel of 1,000 half of it.
-pub const LANES: usize = 4;
+const LANES: usize = 4;
 
-/// How long the broker's connection may take to close at a clean stop.
-const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
+/// How many channels are opened and dispatched to.
+pub fn lanes(config: &Config) -> usize {
+    LANES.min(config.publish.in_flight as usize)
+}
+
+/// How long the farewells to broker and database may take together; kept back of the grace.
+const FAREWELL: Duration = Duration::from_secs(3);
 
 /// Rows that must wait are remembered without their bodies, about 200 bytes each; above this many (50 MB) no new rows
 /// are read until some have gone.
@@ -60,6 +65,8 @@ enum Event {
         generation: Generation,
         lane: usize,
         outcomes: Vec<(RowId, Outcome)>,
+        /// The connection is of no more use.
+        broken: bool,
     },
     /// The connection is being given up: nothing more is to be published on it.
     Pausing,
@@ -67,10 +74,15 @@ enum Event {
     Retired {
         generation: Generation,
     },
+    /// A job is done.
     Settled {
         marked: Vec<Confirmed>,
-        failed: Vec<RowId>,
+        /// Refusals that are written, and those that the database will not take.
+        written: Vec<RowId>,
+        refused: Vec<RowId>,
     },
+    /// Rows were marked that could not be before.
+    Marked(Vec<Confirmed>),
 }
 
 /// How the relay is asked to stop.
@@ -194,17 +206,32 @@ pub async fn run(parts: Parts, stop: watch::Receiver<Stop>) -> Ended {
     // sent here.
     let _ = close_broker.send(true);
     core.let_publisher_go();
-    if !publishing.is_finished() && tokio::time::timeout(CLOSE_TIMEOUT, &mut publishing).await.is_err() {
-        warn!("the connection to the broker did not close in time");
-        publishing.abort();
+    let farewell = async {
+        if !publishing.is_finished() {
+            // How it ended was told above, or does not matter any more.
+            let _ = (&mut publishing).await;
+        }
+        drop(core);
+        if !keeping.is_finished() {
+            let _ = (&mut keeping).await;
+        }
+    };
+    if tokio::time::timeout(farewell_time(config.shutdown.grace), farewell)
+        .await
+        .is_err()
+    {
+        warn!("broker or database did not say goodbye in time; leases that were not given back run out by themselves");
     }
-    drop(core);
-    if !keeping.is_finished() && tokio::time::timeout(CLOSE_TIMEOUT, &mut keeping).await.is_err() {
-        keeping.abort();
-    }
+    publishing.abort();
+    keeping.abort();
     tasks.shutdown().await;
     store.close().await;
     ended
+}
+
+/// The part of the grace that is kept for the farewells.
+fn farewell_time(grace: Duration) -> Duration {
+    FAREWELL.min(grace / 4)
 }
 
 /// One relay at a time works on an SQLite file: there is no cheap way to read only some shares, and nothing to gain, as
@@ -234,7 +261,7 @@ fn settings(config: &Config) -> Settings {
             max_body_bytes: config.publish.max_message_bytes,
         },
         partitions: partitions(config),
-        lanes: LANES.min(in_flight),
+        lanes: lanes(config),
         in_flight,
         // One window being marked while the next is in flight, and one more between them.
         unmarked: 2 * in_flight,

@@ -34,14 +34,17 @@ pub(super) async fn run(config: Config) -> anyhow::Result<ExitCode> {
             metrics: metrics.clone(),
         },
     ));
-    let store = store::open(&config.database_url, super::store_options(&config))?;
+    let store = match store::open(&config.database_url, super::store_options(&config)) {
+        Ok(store) => store,
+        Err(error) => return Ok(super::bad_configuration(&format!("RELAY_DATABASE_URL: {error}"))),
+    };
     let broker = Arc::new(Amqp::new(AmqpOptions {
         urls: config.amqp_urls.clone(),
         connect_timeout: config.amqp_connect_timeout,
         confirm_timeout: config.publish.confirm_timeout,
-        lanes: relay::LANES,
+        lanes: relay::lanes(&config),
     }));
-    let ended = relay::run(
+    let relay = relay::run(
         Parts {
             config,
             store,
@@ -50,8 +53,9 @@ pub(super) async fn run(config: Config) -> anyhow::Result<ExitCode> {
             health,
         },
         stop,
-    )
-    .await;
+    );
+    // A task of its own: a panic in it ends the process in order, with exit code 1.
+    let ended = tokio::spawn(relay).await.unwrap_or(Ended::Broken);
     serving.abort();
     Ok(match ended {
         Ended::Cleanly => ExitCode::SUCCESS,

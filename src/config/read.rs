@@ -111,7 +111,8 @@ impl Poll {
         let poll = Self {
             min_interval: from.duration(MIN, MS..=HOUR),
             max_interval: from.duration(MAX, MS..=HOUR),
-            sweep_interval: from.duration("RELAY_POLL_SWEEP_INTERVAL", MS..=HOUR),
+            // Delayed rows without a key are looked for by the sweep, from a minute before their time.
+            sweep_interval: from.duration("RELAY_POLL_SWEEP_INTERVAL", MS..=Duration::from_secs(50)),
             batch_size: from.integer("RELAY_POLL_BATCH_SIZE", 1..=10_000),
         };
         from.ordered((MIN, poll.min_interval), (MAX, poll.max_interval));

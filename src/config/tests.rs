@@ -144,7 +144,7 @@ fn durations_need_a_unit_and_stay_within_the_bounds_that_help_states() {
         ("RELAY_LEASE_TTL", "1999ms", "61m", "2s to 1h"),
         ("RELAY_POLL_MIN_INTERVAL", "0ms", "61m", "1ms to 1h"),
         ("RELAY_POLL_MAX_INTERVAL", "0ms", "61m", "1ms to 1h"),
-        ("RELAY_POLL_SWEEP_INTERVAL", "0ms", "61m", "1ms to 1h"),
+        ("RELAY_POLL_SWEEP_INTERVAL", "0ms", "51s", "1ms to 50s"),
         ("RELAY_PUBLISH_CONFIRM_TIMEOUT", "0s", "61m", "1ms to 1h"),
         ("RELAY_RETRY_MIN_DELAY", "0s", "2d", "1ms to 1d"),
         ("RELAY_RETRY_MAX_DELAY", "0s", "5M", "1ms to 30d"),

@@ -143,7 +143,7 @@ pub const VARIABLES: &[Variable] = &[
     optional(
         "RELAY_POLL_SWEEP_INTERVAL",
         "15s",
-        "how often everything unsent is looked through, 1ms to 1h",
+        "how often everything unsent is looked through, 1ms to 50s",
     ),
     optional("RELAY_POLL_BATCH_SIZE", "1000", "rows per read, 1 to 10000"),
     optional(

@@ -251,31 +251,40 @@ impl Core {
                 generation,
                 lane,
                 outcomes,
+                broken,
             } => {
                 for (row, outcome) in outcomes {
                     self.dispatcher.outcome(generation, row, outcome, now);
                 }
                 if self.generation == Some(generation) {
                     self.lanes[lane].idle = true;
+                    if broken {
+                        self.pause();
+                    }
                 }
             }
-            Event::Pausing => {
-                self.generation = None;
-                self.lanes.clear();
-                self.dispatcher.paused();
-            }
+            Event::Pausing => self.pause(),
             Event::Retired { generation } => self.dispatcher.retired(generation, now),
-            Event::Settled { marked, failed } => {
+            Event::Settled {
+                marked,
+                written,
+                refused,
+            } => {
                 self.settling = false;
                 self.dispatcher.marked(&marked);
-                self.dispatcher.failures_written(&failed, now);
+                self.dispatcher.failures_written(&written, now);
+                self.dispatcher.failures_refused(&refused, now);
             }
+            Event::Marked(marked) => self.dispatcher.marked(&marked),
         }
     }
 
     fn take_read(&mut self, read: (u64, Read), answer: Result<Answer, StoreError>, now: Time) {
         self.reading = false;
         let is_head = matches!(read.1, Read::Head { .. });
+        if answer.is_ok() && matches!(read.1, Read::Changed) {
+            self.metrics.looked();
+        }
         match answer {
             Ok(answer) => {
                 self.database.over();
@@ -300,6 +309,13 @@ impl Core {
         if !self.plan.holds_rows() {
             self.dispatcher.read_finished();
         }
+    }
+
+    /// Nothing more is published on this connection.
+    fn pause(&mut self) {
+        self.generation = None;
+        self.lanes.clear();
+        self.dispatcher.paused();
     }
 
     fn take_leases(&mut self, leases: Leases) {
@@ -425,7 +441,7 @@ impl Core {
             self.stop_reading();
         }
         Stopping {
-            deadline: now + grace,
+            deadline: now + grace.saturating_sub(super::farewell_time(grace)),
             drain_since: drain.then(|| self.plan.passes()),
         }
     }
@@ -459,7 +475,7 @@ impl Core {
     /// that others own everything.
     fn is_drained(&self, since: Passes) -> bool {
         let all_read = self.plan.passes().beyond(since) || !self.plan.reads();
-        self.trusted_until.is_some() && all_read && self.dispatcher.is_drained()
+        self.trusted_until.is_some() && all_read && !self.plan.holds_rows() && self.dispatcher.is_drained()
     }
 
     fn warn_unsettled(&self, why: &str) {

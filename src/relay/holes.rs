@@ -17,7 +17,8 @@ use super::dispatch::Time;
 /// transaction is taken to have a number, if there is one.
 const GRACE: Duration = Duration::from_secs(10);
 
-/// Ids watched at the most; the lowest are given up first, and left to the sweep.
+/// Ids watched at the most; the lowest are given up first, and left to the sweep. Until the next probe there may be ten
+/// times as many: most of them turn out to be rows that were sent, or other relays'.
 const MAX_WATCHED: usize = 10_000;
 
 /// A longer run of missing ids is a jump of the sequence, not open transactions.
@@ -70,7 +71,11 @@ impl Holes {
                 filled_below: None,
             });
         }
-        while self.ids.len() > MAX_WATCHED {
+        self.shrink(10 * MAX_WATCHED);
+    }
+
+    fn shrink(&mut self, most: usize) {
+        while self.ids.len() > most {
             self.ids.pop_first();
         }
     }
@@ -89,6 +94,7 @@ impl Holes {
                 true
             }
         });
+        self.shrink(MAX_WATCHED);
     }
 }
 
@@ -126,7 +132,9 @@ mod tests {
         let mut holes = Holes::default();
         holes.observe(RowId(0), [RowId(1), RowId(5_000_000)].into_iter(), Duration::ZERO);
         assert!(holes.is_empty());
-        holes.observe(RowId(0), (1..40_000).map(|n| RowId(n * 2)), Duration::ZERO);
+        holes.observe(RowId(0), (1..400_000).map(|n| RowId(n * 2)), Duration::ZERO);
+        assert_eq!(holes.ids().len(), 10 * MAX_WATCHED);
+        holes.probed(&probe(&[], 1, 1), Duration::ZERO);
         assert_eq!(holes.ids().len(), MAX_WATCHED);
     }
 }

@@ -11,7 +11,7 @@ use uuid::Uuid;
 
 use crate::health::Health;
 use crate::metrics::Metrics;
-use crate::store::{Holder, Lease, LeaseAsk, LeaseView, Store};
+use crate::store::{Holder, Lease, LeaseAsk, LeaseView, Store, StoreError};
 
 use super::Event;
 use super::outage::Outage;
@@ -58,11 +58,12 @@ impl Keeper {
         loop {
             let started = Instant::now();
             let (mut alone, mut pause) = (true, self.ttl / 20);
-            match timed(&self.metrics, "lease", self.store.lease(&self.ask(&giving, false))).await {
+            let ask = self.ask(&giving, false);
+            match timed(&self.metrics, "lease", self.soon(self.store.lease(&ask))).await {
                 Ok(view) => {
                     outage.over();
                     // A standby reads nothing: this is what tells that the database is there.
-                    self.health.database.up();
+                    self.health.leases.up();
                     giving.clear();
                     alone = view.members.len() <= 1;
                     // Jittered, so that relays that were started together do not stay together.
@@ -79,7 +80,7 @@ impl Keeper {
                 Err(error) => {
                     if !error.is_conflict() {
                         outage.goes_on(&error.to_string());
-                        self.health.database.down(&error.to_string());
+                        self.health.leases.down(&error.to_string());
                     }
                 }
             }
@@ -114,12 +115,19 @@ impl Keeper {
                 () = tokio::time::sleep_until(end) => return true,
                 () = tokio::time::sleep(FREE_CHECK), if !alone => {
                     // An error shows at the next renewal.
-                    if matches!(self.store.has_free_shares(self.holder.partitions).await, Ok(true)) {
+                    if matches!(self.soon(self.store.has_free_shares(self.holder.partitions)).await, Ok(true)) {
                         return true;
                     }
                 }
             }
         }
+    }
+
+    /// A call that takes a good part of the leases' time has failed: the next one finds a new connection.
+    async fn soon<T>(&self, call: impl Future<Output = Result<T, StoreError>>) -> Result<T, StoreError> {
+        let bound = self.ttl / 4;
+        let late = |_| Err(StoreError::Unavailable(format!("no answer within {bound:?}")));
+        tokio::time::timeout(bound, call).await.unwrap_or_else(late)
     }
 
     fn ask(&self, giving: &[Lease], leaving: bool) -> LeaseAsk {

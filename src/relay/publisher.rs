@@ -183,6 +183,7 @@ impl LaneTask {
                 generation: self.generation,
                 lane: self.number,
                 outcomes: report.outcomes,
+                broken: broken.is_some(),
             };
             if self.events.send(event).await.is_err() {
                 return;

@@ -175,9 +175,10 @@ impl Plan {
         self.shares = shares;
         // What is under way was asked for other shares.
         self.round += 1;
-        self.unproven = None;
         self.sweep = None;
         if anew {
+            // Read again; otherwise these rows are behind the cursor and must not be dropped.
+            self.unproven = None;
             self.cursor = RowId(i64::MIN);
             self.ask_first = false;
             self.head_at = Duration::ZERO;
@@ -205,6 +206,8 @@ impl Plan {
 
     /// Sweeps now.
     pub fn sweep_now(&mut self, now: Time) {
+        // A read that is under way may not see what is committed now.
+        self.round += 1;
         self.sweep_at = now;
         self.sweep = None;
     }
@@ -299,7 +302,7 @@ impl Plan {
     ) -> usize {
         self.errors = 0;
         match (read, answer) {
-            (Read::Head { .. } | Read::Scan { .. } | Read::DeadKeys, _) if round != self.round => {}
+            (Read::Head { .. } | Read::Scan { .. } | Read::Probe(_) | Read::DeadKeys, _) if round != self.round => {}
             (Read::Head { after, limit, .. }, Answer::Head(rows)) => {
                 let count = rows.len();
                 self.head_read(after, limit, rows, dispatcher, now);

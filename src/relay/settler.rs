@@ -17,7 +17,7 @@ use super::Event;
 use super::outage::Outage;
 use super::reader::timed;
 
-/// Longest pause between two tries; also how often a row that could not be marked is tried again.
+/// Longest pause between two tries. A row that could not be marked is tried again after so long without other work.
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
 /// What is to be written.
@@ -58,54 +58,53 @@ impl Settler {
 
     pub(super) async fn run(mut self, mut jobs: mpsc::Receiver<Job>) {
         loop {
-            let job = match tokio::time::timeout(LONGEST_PAUSE, jobs.recv()).await {
-                Ok(Some(job)) => job,
+            let event = match tokio::time::timeout(LONGEST_PAUSE, jobs.recv()).await {
+                Ok(Some(job)) => {
+                    let marked = self.mark(in_one(job.sent)).await;
+                    let (written, refused) = self.record(job.failed).await;
+                    Event::Settled {
+                        marked,
+                        written,
+                        refused,
+                    }
+                }
                 Ok(None) => return,
                 Err(_idle) if self.stubborn.is_empty() => continue,
-                Err(_idle) => Job::default(),
+                Err(_idle) => {
+                    let again = std::mem::take(&mut self.stubborn);
+                    Event::Marked(self.mark(again.into_iter().map(|row| vec![row]).collect()).await)
+                }
             };
-            let marked = self.mark(job.sent).await;
-            let failed = self.record(job.failed).await;
-            if self.events.send(Event::Settled { marked, failed }).await.is_err() {
+            if self.events.send(event).await.is_err() {
                 return;
             }
         }
     }
 
-    /// Marks rows; returns those that are marked.
-    async fn mark(&mut self, mut rows: Vec<Confirmed>) -> Vec<Confirmed> {
-        rows.sort_unstable();
-        let again = std::mem::take(&mut self.stubborn);
-        let mut work: VecDeque<Vec<Confirmed>> = again.into_iter().map(|row| vec![row]).collect();
-        work.push_front(rows);
+    /// Marks rows; returns those that are marked. Where the database refuses one for a reason of its own, the others are
+    /// marked all the same.
+    async fn mark(&mut self, mut work: VecDeque<Vec<Confirmed>>) -> Vec<Confirmed> {
         let mut marked = Vec::new();
         let mut tries = 0;
         while let Some(chunk) = work.pop_front() {
-            if chunk.is_empty() {
-                continue;
-            }
             match timed(&self.metrics, "mark", self.store.mark_sent(&chunk)).await {
                 Ok(count) => {
                     self.outage.over();
                     tries = 0;
-                    self.metrics
-                        .marks_lost
-                        .inc_by((chunk.len() as u64).saturating_sub(count));
+                    let lost = (chunk.len() as u64).saturating_sub(count);
+                    self.metrics.marks_lost.inc_by(lost);
                     marked.extend(chunk);
                 }
                 Err(StoreError::Failed(text)) if chunk.len() == 1 => {
+                    let row = chunk[0].row().0;
                     error!(
-                        row = chunk[0].row().0,
+                        row,
                         error = text,
                         "this row was sent but cannot be marked: see what refuses the update"
                     );
                     self.stubborn.extend(chunk);
                 }
-                Err(StoreError::Failed(_)) => {
-                    let half = chunk.len() / 2;
-                    work.push_back(chunk[..half].to_vec());
-                    work.push_back(chunk[half..].to_vec());
-                }
+                Err(StoreError::Failed(_)) => work.extend(halves(chunk)),
                 Err(error) => {
                     work.push_front(chunk);
                     self.pause(&error, &mut tries).await;
@@ -115,27 +114,36 @@ impl Settler {
         marked
     }
 
-    /// Writes refusals; returns their rows. A refusal that the database will not take at all is only logged: the row
-    /// stays unsent and is met again.
-    async fn record(&mut self, failures: Vec<Failure>) -> Vec<RowId> {
-        let rows = failures.iter().map(|failure| failure.row).collect();
+    /// Writes refusals; returns the rows whose refusal is written, and those whose refusal the database will not take.
+    async fn record(&mut self, failures: Vec<Failure>) -> (Vec<RowId>, Vec<RowId>) {
+        let mut work = in_one(failures);
+        let (mut written, mut refused) = (Vec::new(), Vec::new());
         let mut tries = 0;
-        while !failures.is_empty() {
-            match timed(
-                &self.metrics,
-                "fail",
-                self.store.record_failures(&failures, &self.holder),
-            )
-            .await
-            {
+        while let Some(chunk) = work.pop_front() {
+            let writing = self.store.record_failures(&chunk, &self.holder);
+            match timed(&self.metrics, "fail", writing).await {
                 Ok(_) => {
                     self.outage.over();
-                    break;
+                    tries = 0;
+                    written.extend(chunk.iter().map(|failure| failure.row));
                 }
-                Err(error) => self.pause(&error, &mut tries).await,
+                Err(StoreError::Failed(text)) if chunk.len() == 1 => {
+                    let row = chunk[0].row.0;
+                    error!(
+                        row,
+                        error = text,
+                        "the refusal of this row cannot be written: see what refuses the update"
+                    );
+                    refused.push(chunk[0].row);
+                }
+                Err(StoreError::Failed(_)) => work.extend(halves(chunk)),
+                Err(error) => {
+                    work.push_front(chunk);
+                    self.pause(&error, &mut tries).await;
+                }
             }
         }
-        rows
+        (written, refused)
     }
 
     async fn pause(&mut self, error: &StoreError, tries: &mut u32) {
@@ -148,4 +156,17 @@ impl Settler {
         let pause = bound.min(LONGEST_PAUSE).mul_f64(0.5 + fastrand::f64() / 2.0);
         tokio::time::sleep(pause).await;
     }
+}
+
+fn in_one<T>(rows: Vec<T>) -> VecDeque<Vec<T>> {
+    if rows.is_empty() {
+        VecDeque::new()
+    } else {
+        VecDeque::from([rows])
+    }
+}
+
+fn halves<T>(mut rows: Vec<T>) -> [Vec<T>; 2] {
+    let back = rows.split_off(rows.len() / 2);
+    [rows, back]
 }

@@ -190,7 +190,7 @@ async fn a_database_that_is_away_is_waited_for() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_transaction_that_took_its_id_first_and_commits_last_is_sent() {
     let outbox = Outbox::on_postgres().await;
-    let relay = outbox.relay().env("RELAY_POLL_SWEEP_INTERVAL", "1h").spawn();
+    let relay = outbox.relay().env("RELAY_POLL_SWEEP_INTERVAL", "50s").spawn();
     let consumer = Consumer::start(&outbox.amqp_url, "q");
     outbox.insert(0, 10, 10).await;
     consumer.wait_for(|received| received.len() == 10, 30 * SECOND).await;
@@ -210,7 +210,7 @@ async fn a_transaction_that_took_its_id_first_and_commits_last_is_sent() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_late_commit_goes_before_the_next_row_of_its_key_when_writers_are_serialised() {
     let outbox = Outbox::on_postgres().await;
-    let _relay = outbox.relay().env("RELAY_POLL_SWEEP_INTERVAL", "1h").spawn();
+    let _relay = outbox.relay().env("RELAY_POLL_SWEEP_INTERVAL", "50s").spawn();
     let consumer = Consumer::start(&outbox.amqp_url, "q");
     outbox.insert(0, 10, 10).await;
     consumer.wait_for(|received| received.len() == 10, 30 * SECOND).await;
@@ -367,4 +367,84 @@ async fn rows_under_ids_long_passed_are_found_by_the_sweep() {
     outbox.insert(100, 100, 10).await;
     let received = consumer.wait_for(|received| received.len() >= 200, 30 * SECOND).await;
     assert_eq!(judge(&received).distinct, 200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_relay_that_starts_during_an_alarm_waits_for_its_end() {
+    let (postgres, rabbit) = tokio::join!(Postgres::start(), Rabbit::start());
+    let outbox = Outbox::between(&postgres, &rabbit).await;
+    rabbit.memory_alarm(true).await;
+    outbox.insert(0, 2_000, 500).await;
+    let relay = outbox.relay().env("RELAY_PUBLISH_CONFIRM_TIMEOUT", "1s").spawn();
+    relay
+        .wait_metric("outbox_relay_broker_blocked", |value| value == 1.0, 20 * SECOND)
+        .await;
+    let blocked = std::time::Instant::now();
+    until("three confirm timeouts pass", 10 * SECOND, async || {
+        blocked.elapsed() > 3 * SECOND
+    })
+    .await;
+    rabbit.memory_alarm(false).await;
+    let consumer = Consumer::start(&outbox.amqp_url, "q");
+    outbox.wait_all_sent(60 * SECOND).await;
+    let received = consumer.wait_for(|received| received.len() >= 2_000, 30 * SECOND).await;
+    let arrived = judge(&received);
+    assert_eq!((arrived.distinct, arrived.duplicates), (2_000, 0));
+    let timeouts = "outbox_relay_publish_failures_total{reason=\"timeout\"}";
+    assert_eq!(relay.metric(timeouts).await, Some(0.0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_message_in_flight_at_a_time_is_enough() {
+    let outbox = Outbox::on_postgres().await;
+    let _relay = outbox
+        .relay()
+        .env("RELAY_PUBLISH_IN_FLIGHT", "1")
+        .env("RELAY_POLL_BATCH_SIZE", "1")
+        .spawn();
+    let consumer = Consumer::start(&outbox.amqp_url, "q");
+    outbox.insert(0, 200, 3).await;
+    let received = consumer.wait_for(|received| received.len() >= 200, 60 * SECOND).await;
+    assert_eq!(judge(&received).duplicates, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_first_row_of_an_empty_table_arrives() {
+    let outbox = Outbox::on_postgres().await;
+    let relay = outbox.relay().spawn();
+    relay
+        .wait_metric(
+            "outbox_relay_polls_total{outcome=\"empty\"}",
+            |value| value > 3.0,
+            20 * SECOND,
+        )
+        .await;
+    let consumer = Consumer::start(&outbox.amqp_url, "q");
+    outbox.insert(0, 1, 1).await;
+    consumer.wait_for(|received| received.len() == 1, 10 * SECOND).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_that_takes_no_refusals_or_marks_of_some_rows_stops_no_others() {
+    let outbox = Outbox::on_postgres().await;
+    outbox
+        .db
+        .run(
+            "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS
+             $$ BEGIN RAISE EXCEPTION 'the application says no'; END $$;
+             CREATE TRIGGER refuse BEFORE UPDATE ON outbox FOR EACH ROW WHEN (OLD.type = 'frozen') EXECUTE FUNCTION refuse();
+             INSERT INTO outbox (routing_key, type, payload) VALUES ('nowhere', 'frozen', '1'), ('good', 'frozen', '{\"key\": 9000, \"n\": 1}')",
+        )
+        .await;
+    outbox.insert(0, 2_000, 100).await;
+    let _relay = outbox.relay().spawn();
+    let consumer = Consumer::start(&outbox.amqp_url, "q");
+    consumer.wait_for(|received| received.len() >= 2_001, 60 * SECOND).await;
+    until("all others are marked", 30 * SECOND, async || {
+        outbox.db.unsent().await == 2
+    })
+    .await;
+    outbox.insert(2_000, 1_000, 100).await;
+    let received = consumer.wait_for(|received| received.len() >= 3_001, 60 * SECOND).await;
+    assert_eq!(judge(&received).duplicates, 0);
 }

@@ -140,6 +140,11 @@ impl Consumer {
         self.received.lock().expect("no panic while locked").clone()
     }
 
+    /// What came since the last call; nothing else shows it again.
+    pub fn take(&self) -> Vec<Received> {
+        std::mem::take(&mut self.received.lock().expect("no panic while locked"))
+    }
+
     pub fn count(&self) -> usize {
         self.received.lock().expect("no panic while locked").len()
     }

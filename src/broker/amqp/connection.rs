@@ -82,7 +82,7 @@ impl Connection {
         // The parser's own error would quote the URL, password included.
         let mut uri: AMQPUri = url.expose().parse().map_err(|_| fail("not a valid AMQP URL"))?;
         uri.query.heartbeat.get_or_insert(HEARTBEAT);
-        uri.query.frame_max.get_or_insert(FRAME_MAX);
+        uri.query.frame_max = Some(FRAME_MAX);
         match tokio::time::timeout(timeout, Self::handshake(uri, address.clone())).await {
             Ok(Ok(connection)) => Ok(connection),
             Ok(Err(error)) => Err(fail(&error.to_string())),

@@ -109,9 +109,8 @@ impl AmqpLane {
     /// Publishes `group` in order and waits for its confirms.
     async fn attempt(&self, group: Group) -> Attempt {
         let mut answers = Vec::with_capacity(group.len());
-        let timed_out = !self
-            .within_timeout(publish_all(&self.channel, &group, &mut answers))
-            .await;
+        let publishing = publish_all(&self.channel, &group, &mut answers);
+        let timed_out = self.within_timeout(publishing).await.is_none();
         let answers: Vec<_> = answers.into_iter().map(Answer::now).collect();
         let end = self.end(&answers, timed_out);
         let complete = matches!(end, End::Complete);
@@ -123,21 +122,22 @@ impl AmqpLane {
         }
     }
 
-    /// Whether `work` ended before the confirm timeout.
-    async fn within_timeout(&self, work: impl Future<Output = ()>) -> bool {
+    /// What `work` gives, if it ends before the confirm timeout. While the broker is blocked nothing can be sent, and
+    /// the clock stands still.
+    async fn within_timeout<T>(&self, work: impl Future<Output = T>) -> Option<T> {
         tokio::pin!(work);
         let mut waited = Duration::ZERO;
         while waited < self.confirm_timeout {
             tokio::select! {
                 biased;
-                () = &mut work => return true,
+                result = &mut work => return Some(result),
                 () = tokio::time::sleep(TICK) => {}
             }
             if !self.connection.blocked() {
                 waited += TICK;
             }
         }
-        false
+        None
     }
 
     fn end(&self, answers: &[Heard], timed_out: bool) -> End {
@@ -192,13 +192,13 @@ impl AmqpLane {
     async fn reopen(&mut self) -> Result<(), String> {
         let mut why = String::new();
         for _ in 0..REOPEN_ATTEMPTS {
-            match tokio::time::timeout(self.confirm_timeout, self.connection.channel()).await {
-                Ok(Ok(channel)) => {
+            match self.within_timeout(self.connection.channel()).await {
+                Some(Ok(channel)) => {
                     self.channel = channel;
                     return Ok(());
                 }
-                Ok(Err(error)) => why = error.to_string(),
-                Err(_elapsed) => return Err("no new channel within the time".to_owned()),
+                Some(Err(error)) => why = error.to_string(),
+                None => return Err("no new channel within the time".to_owned()),
             }
             if !self.connection.connected() {
                 break;
@@ -216,11 +216,10 @@ impl Lane for AmqpLane {
             outcomes: Vec::with_capacity(batch.len()),
             broken: None,
         };
-        let checked = tokio::time::timeout(self.confirm_timeout, self.check_exchanges(batch, &mut report)).await;
-        let mut groups = match checked {
-            Ok(Ok(messages)) => self.groups(messages),
-            Ok(Err(error)) => return all_unknown(batch, Doubt::Disconnected, error),
-            Err(_elapsed) => return all_unknown(batch, Doubt::Timeout, "no answer about an exchange".to_owned()),
+        let mut groups = match self.within_timeout(self.check_exchanges(batch, &mut report)).await {
+            Some(Ok(messages)) => self.groups(messages),
+            Some(Err(error)) => return all_unknown(batch, Doubt::Disconnected, error),
+            None => return all_unknown(batch, Doubt::Timeout, "no answer about an exchange".to_owned()),
         };
         let mut reopened = 0;
         while let Some(group) = groups.pop_front() {
@@ -232,7 +231,8 @@ impl Lane for AmqpLane {
                 report.outcomes.push((row, outcome));
             }
             let (again, usable) = match attempt.end {
-                End::Complete => (Vec::new(), Ok(())),
+                End::Complete if attempt.unsettled.is_empty() => (Vec::new(), Ok(())),
+                End::Complete => (vec![attempt.unsettled], Err("an answer is missing".to_owned())),
                 End::ChannelClosed { code, text } => {
                     let again = self.after_refusal(attempt.unsettled, code, &text, &mut report);
                     (again, self.reopen().await)

@@ -77,6 +77,7 @@ impl Dispatcher {
     }
 
     fn admit_stub(&mut self, stub: &Stub, now: Time) {
+        self.keys.crowded(self.active() > self.settings.rows / 2);
         let share = self.share(stub.id, stub.ordering_key.as_ref());
         if !self.takes_share(share) {
             return;
@@ -163,6 +164,7 @@ impl Dispatcher {
     }
 
     fn admit_new(&mut self, row: OutboxRow, now: Time) {
+        self.keys.crowded(self.active() > self.settings.rows / 2);
         let share = self.share(row.id, row.ordering_key.as_ref());
         let key = self.ordered(row.ordering_key.as_ref());
         if !self.takes_share(share) || (key.is_none() && row.due_in > FORGET_AFTER) {

@@ -7,6 +7,9 @@ use crate::message::{OrderingKey, RowId};
 
 use super::Time;
 
+/// Rows held of one key while there is little room.
+const CROWDED_CAP: usize = 64;
+
 #[derive(Default)]
 struct Key {
     /// Rows that can go when it is their turn, by id.
@@ -55,6 +58,8 @@ pub(super) struct Keys {
     map: HashMap<OrderingKey, Key>,
     strict: bool,
     rows_per_key: usize,
+    /// Rows held of one key at the most, at present.
+    cap: usize,
     /// How many keys have a row that must wait, or a dead letter that blocks.
     stuck: usize,
     /// Flowing keys that have room for more of what was left in the table, by the id it begins at.
@@ -69,6 +74,7 @@ impl Keys {
             map: HashMap::new(),
             strict: ordering == Ordering::Strict,
             rows_per_key,
+            cap: rows_per_key,
             stuck: 0,
             hungry: BTreeSet::new(),
             serving: HashMap::new(),
@@ -97,11 +103,20 @@ impl Keys {
         result
     }
 
+    /// While much is held, no key may add much to it: else a few keys with long queues would leave no room for others.
+    pub(super) fn crowded(&mut self, crowded: bool) {
+        self.cap = if crowded {
+            self.rows_per_key.min(CROWDED_CAP)
+        } else {
+            self.rows_per_key
+        };
+    }
+
     // ---- taking rows in ------------------------------------------------------------------------------------------
 
     /// Whether a row that was not known is to be held here; if not, the key remembers that it is in the table.
     pub(super) fn takes(&mut self, key: &OrderingKey, id: RowId) -> bool {
-        let cap = self.rows_per_key;
+        let cap = self.cap;
         let Some(known) = self.map.get(key) else { return true };
         let left = known.left_from.is_some_and(|from| id >= from);
         let stuck = known.stuck_at().is_some_and(|row| row < id);
@@ -132,15 +147,16 @@ impl Keys {
         if !left {
             return self.takes(key, id);
         }
-        let waiting = self.map.get(key).map_or(0, |k| k.waiting.len());
-        let cap = self.rows_per_key;
+        let cap = self.cap;
+        let stop = |k: &Key| k.waiting.len() >= cap || k.stuck_at().is_some_and(|row| row < id);
+        let stop = self.map.get(key).is_some_and(stop);
         match self.serving.get_mut(key) {
             Some(enough) if !*enough => {
-                *enough = waiting >= cap;
+                *enough = stop;
                 if *enough {
                     self.change(key, |k| k.left_from = Some(id));
                 }
-                waiting < cap
+                !stop
             }
             _ => false,
         }
@@ -282,6 +298,18 @@ impl Keys {
             self.change(key, |k| {
                 if let Some((row, _)) = k.dead.take() {
                     k.leave_from(row);
+                }
+            });
+        }
+        for (key, row) in &found {
+            // The lower one is no dead letter any more: as with a release.
+            self.change(key, |k| {
+                if let Some((old, since)) = k.dead
+                    && since < as_of
+                    && old < *row
+                {
+                    k.dead = None;
+                    k.leave_from(old);
                 }
             });
         }

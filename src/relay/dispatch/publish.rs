@@ -61,9 +61,13 @@ impl Dispatcher {
         let mut ids = HashSet::new();
         let mut twins = Vec::new();
         while batch.len() < limit {
-            let Some(turn) = self.pinned[lane].pop_front().or_else(|| self.ready.pop_front()) else {
-                break;
+            // Alternately, so that neither keys that stay on this lane nor the others are kept waiting.
+            let pinned_first = batch.len() % 2 == 0;
+            let turn = match pinned_first {
+                true => self.pinned[lane].pop_front().or_else(|| self.ready.pop_front()),
+                false => self.ready.pop_front().or_else(|| self.pinned[lane].pop_front()),
             };
+            let Some(turn) = turn else { break };
             match self.take_turn(turn, lane, generation, &mut ids) {
                 Taken::Message(message) => batch.push(message),
                 Taken::Twin(turn) => twins.push(turn),
@@ -255,6 +259,19 @@ impl Dispatcher {
                 if let Some(key) = key {
                     self.after_dead_letter(key, *id, now);
                 }
+            }
+        }
+    }
+
+    /// These refusals could not be written for reasons of their own: their rows, and with them their keys, wait long.
+    pub fn failures_refused(&mut self, rows: &[RowId], now: Time) {
+        for id in rows {
+            if self
+                .rows
+                .get(id)
+                .is_some_and(|row| matches!(row.state, State::Failing { .. }))
+            {
+                self.back_off(*id, now + self.settings.retry.max_delay);
             }
         }
     }

@@ -100,7 +100,7 @@ impl Dispatcher {
         let idle: Vec<_> = self
             .rows
             .iter()
-            .filter(|(_, row)| row.share == share && !row.state.is_under_way())
+            .filter(|(_, row)| row.share == share && !row.state.is_under_way() && row.state != State::Done)
             .map(|(id, _)| *id)
             .collect();
         for id in idle {
