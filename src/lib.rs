@@ -46,7 +46,9 @@
 //!
 //! # Invariants
 //!
-//! The tests named here are in `tests/suite`, and run against real servers.
+//! The tests named here are in `tests/suite`, and run against real servers. Beside them, property tests drive the state
+//! machine and the reading plan through thousands of random histories (`relay/dispatch/tests`), with seeded bugs that
+//! they must notice; and `tests/chaos` draws faults at random against several relays.
 //!
 //! 1. *No row is marked without the positive confirm of its own message.* The type says so: [`store::Store::mark_sent`] takes
 //!    [`broker::Confirmed`], which only a lane makes (a lint forbids it elsewhere).
@@ -68,7 +70,9 @@
 //!    `stopping::a_stop_while_the_broker_takes_nothing_ends_with_the_grace`.
 //! 9. *No secret and no body is in a log or an error.* `store::postgres_faults::errors_hold_no_password_and_no_body`,
 //!    `broker::addresses_are_tried_in_turn_…`, the tests of [`config`] and [`telemetry`].
-//! 10. *The end of any task is noticed*: [`relay::run`] then ends with [`relay::Ended::Broken`], and the process with 1.
+//! 10. *A share has one owner at a time, and a refusal decided under a lost lease is not written.* `store::leasing::…`,
+//!     `replicas::…`.
+//! 11. *The end of any task is noticed*: [`relay::run`] then ends with [`relay::Ended::Broken`], and the process with 1.
 //!
 //! # Why a cursor, probes and sweeps
 //!
@@ -82,7 +86,7 @@
 //!
 //! *The sweep* is the truth: every `RELAY_POLL_SWEEP_INTERVAL` all unsent rows below the cursor are walked, ids and
 //! keys only. Whatever became of the ids (a jump of the sequence, a restored backup, a row replayed by hand, a run of
-//! more than 1,000 missing ids, which is not watched), no unsent row is missed for longer than a sweep. The same walk
+//! more than 10,000 missing ids, which is not watched), no unsent row is missed for longer than a sweep. The same walk
 //! brings back the rows of a key that were left in the table.
 //!
 //! # Why a lane awaits all confirms of a batch
@@ -104,14 +108,32 @@
 //! connection was closed, so that nothing of it can still arrive behind its successor; (c) rows are known in `id` order:
 //! the head is read in order, and a lower row that could have been committed before a higher one of its key is found
 //! by the probe between reading the higher and using it, provided that writers of the key are serialised before the
-//! insert, and that the lower id is among those that are watched (not one of a run of more than 1,000 missing ids, nor
-//! older than the newest 1,000 when the relay starts: then the sweep sends it, perhaps behind); (d) a dead letter is in
+//! insert, and that the lower id is among those that are watched (not one of a run of more than 10,000 missing ids, nor
+//! more than 1,000 below the first unsent row when the relay starts: then the sweep sends it, perhaps behind); (d) a dead letter is in
 //! the table before the key goes on, so that a crash does not send it behind; (e) a key that has to wait keeps its
 //! first row and an id from which on the rest is in the table only, and reads it again from there. After a crash,
 //! confirmed rows that were not marked are sent again, in order: copies come late, first copies do not.
 //!
 //! In `pipelined`, messages of a key that are in flight share a lane (order holds per channel), and a refusal of one
 //! cannot hold back those behind it. In `none`, keys are ignored.
+//!
+//! # Why the order holds across a change of owner
+//!
+//! The rows are divided into shares by key, and a share is leased to one relay ([`store::Store::lease`], `relay/leases.rs`).
+//! 1. Any relay publishes a row of a key only when every lower row of it that it knows is confirmed or a written dead
+//!    letter. This holds for an owner that does not know yet that it lost its lease (a zombie) as well.
+//! 2. A relay that takes a share over knows nothing of it, and reads it from the lowest unsent row on.
+//! 3. So before anyone publishes row n of a key for the first time, row n - 1 has been confirmed to somebody: it is in its
+//!    queues. What a zombie publishes late is a row whose predecessors are all there: at worst a copy, never a first one
+//!    out of order.
+//! 4. A zombie's *refusals* could skip a row: they are written only under the epoch of the lease they were decided under,
+//!    which grows with every change of owner. Its *marks* are true whoever writes them: a confirmed row is sent.
+//! 5. A relay stops publishing when four fifths of the lease have passed since before it asked for it, by its own
+//!    monotonic clock; so copies are few. A share that is handed over has nothing in flight, so there are none.
+//!
+//! Assumed of the broker: a confirm means that the message is in every queue it was routed to, and a queue keeps the order
+//! in which it took messages. Assumed of the machine: its monotonic clock does not stand still while the process can run.
+//! `replicas::a_replica_frozen_beyond_its_lease_…`, `replicas::shares_spread_over_…`, `store::leasing::…`.
 //!
 //! # What bounds memory
 //!
@@ -122,11 +144,11 @@
 //! | messages published and not settled | F, in batches of F / 4 |
 //! | rows confirmed and not marked, without body | below 3 F (see the next section) |
 //! | rows waiting or in flight | 2 F + 2 B |
-//! | of one key | (F + B) / 2, at least 16; the rest is left in the table |
+//! | of one key | (F + B) / 2, at least 16, and 64 while more than half of those are held; the rest is left in the table |
 //! | bodies | nothing is read above `RELAY_PUBLISH_IN_FLIGHT_BYTES`: that, and one page of bodies up to 16 KiB each; larger ones are fetched when there is room, one alone if need be |
-//! | rows that must wait (backoff, delayed), without body | 250,000, about 50 MB; then no new rows are read |
+//! | rows that must wait (backoff, delayed), without body | 250,000, about 50 MB, half of it for rows without a key, which are then left to the sweep; with so many keys waiting no new rows are read |
 //! | rows without a key due in more than a minute | not held, a later sweep finds them |
-//! | skipped ids | 10,000, the lowest given up first and left to the sweep |
+//! | skipped ids | 10,000 (100,000 until they are looked at), the lowest given up first and left to the sweep |
 //! | under way between the tasks | one read, one write, one batch per lane |
 //!
 //! Rows that probes find are few and taken in beyond these bounds. The client library holds a copy of what it is

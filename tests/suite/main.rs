@@ -1,4 +1,34 @@
 //! The whole suite in one binary: every test against real, private servers.
+//!
+//! What broke other relays, and what holds it off here:
+//!
+//! | fault | test |
+//! |---|---|
+//! | exchange missing, rows marked all the same | `broker::a_missing_exchange_…`, `outcomes::poison_rows_…` |
+//! | unroutable and routable messages in one window | `outcomes::exactly_the_unroutable_…`, `broker::unroutable_…` |
+//! | broker restarted in the middle of a run, again and again | `faults::cuts_and_kills_…`, `tests/chaos` |
+//! | nack of a full queue taken for unroutable | `outcomes::a_full_queue_…` |
+//! | a confirm that never comes | `broker::a_silent_broker_…` |
+//! | only the channel is closed | `broker::an_exchange_deleted_…`, `broker::a_user_id_…` |
+//! | broker away and back: all old rows drain | `faults::a_broker_that_is_away_…` |
+//! | idle connection reaped | `faults::a_connection_that_was_reaped_while_idle_…` |
+//! | key or header too long for AMQP | `outcomes::poison_rows_…` |
+//! | stop while confirms are pending, while blocked; second signal | `stopping::…` |
+//! | batch slower than the lease, lease lost while rows wait in memory | `replicas::a_replica_frozen_…` |
+//! | a stale owner's refusal | `store::leasing::a_failure_under_a_lost_lease_…` |
+//! | one poison row, many replicas | `replicas::a_poison_row_…` |
+//! | thousands of rows due at once, many replicas | `replicas::ten_thousand_rows_…` |
+//! | ownership moves with rows in flight | `replicas::shares_spread_…`, `replicas::a_rolling_restart_…` |
+//! | two relays on two tables | `replicas::relays_on_two_tables_…` |
+//! | lock held by DDL, statement timeout, deadlock, killed backend | `store::postgres_faults::…`, `tests/chaos` |
+//! | lower id commits later; transaction open for long | `faults::a_transaction_that_…`, `faults::a_late_commit_…` |
+//! | restore, sequence begins anew | `faults::rows_under_ids_long_passed_…` |
+//! | database error inside the loop; database away | `faults::a_database_that_is_away_…` |
+//! | backoff arithmetic at attempt 1025 | `relay::dispatch::retry` |
+//! | kill -9 between publish and mark | `faults::cuts_and_kills_…`, `tests/chaos` |
+//! | a refused row holds up its key only; a million rows of a blocked key | `faults::a_million_rows_…`, property tests |
+//! | table missing at the start | `faults::a_relay_that_starts_before_the_table_…` |
+//! | a table that refuses the relay's own updates | `faults::a_table_that_takes_no_refusals_…` |
 
 #![allow(clippy::unwrap_used, clippy::expect_used)] // what goes wrong in a test is to be seen
 
