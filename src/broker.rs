@@ -87,6 +87,9 @@ pub trait Session: Send + Sync {
     /// Which broker it is, without credentials.
     fn address(&self) -> &str;
 
+    /// Whether the exchange is there; the error is for a person.
+    async fn check_exchange(&self, name: &str) -> Result<(), String>;
+
     /// Ends the connection for good, within a bound, whatever state it is in. Messages still waiting for a confirm
     /// are reported as [`Outcome::Unknown`] by their lanes.
     async fn close(&self);

@@ -1,5 +1,6 @@
 //! The command line: what the binary can be asked to do.
 
+mod check;
 mod healthcheck;
 mod migrate;
 mod run;
@@ -8,7 +9,9 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use crate::config::{self, Config};
+use crate::broker::amqp::AmqpOptions;
+use crate::config::{self, Config, Loaded};
+use crate::relay;
 use crate::store::StoreOptions;
 
 /// Bad configuration (`EX_USAGE` of sysexits.h).
@@ -31,6 +34,8 @@ enum Command {
         #[arg(long)]
         print: bool,
     },
+    /// Check configuration, database, table, broker and exchange, one line each; exit code 1 if any fails
+    Check,
     /// Ask the running relay whether it is alive; for a container's HEALTHCHECK
     Healthcheck {
         /// Ask whether database and broker can be reached as well
@@ -54,8 +59,7 @@ pub fn main() -> ExitCode {
         Ok(loaded) => loaded,
         Err(errors) => return bad_configuration(&errors.to_string()),
     };
-    let config = loaded.config;
-    crate::telemetry::init(&config);
+    crate::telemetry::init(&loaded.config);
     for warning in &loaded.warnings {
         tracing::warn!("{warning}");
     }
@@ -65,7 +69,7 @@ pub fn main() -> ExitCode {
         .build();
     let result = match runtime {
         Ok(runtime) => {
-            let result = runtime.block_on(execute(cli.command, config));
+            let result = runtime.block_on(execute(cli.command, loaded));
             // Without waiting for name look-ups that hang.
             runtime.shutdown_background();
             result
@@ -86,11 +90,22 @@ fn bad_configuration(problems: &str) -> ExitCode {
     ExitCode::from(BAD_CONFIGURATION)
 }
 
-async fn execute(command: Command, config: Config) -> anyhow::Result<ExitCode> {
+async fn execute(command: Command, loaded: Loaded) -> anyhow::Result<ExitCode> {
+    let Loaded { config, warnings } = loaded;
     match command {
         Command::Run => run::run(config).await,
         Command::Migrate { print } => migrate::migrate(config, print).await,
+        Command::Check => Ok(check::check(&config, &warnings).await),
         Command::Healthcheck { ready } => healthcheck::healthcheck(&config, ready).await,
+    }
+}
+
+fn amqp_options(config: &Config) -> AmqpOptions {
+    AmqpOptions {
+        urls: config.amqp_urls.clone(),
+        connect_timeout: config.amqp_connect_timeout,
+        confirm_timeout: config.publish.confirm_timeout,
+        lanes: relay::lanes(config),
     }
 }
 

@@ -8,7 +8,7 @@ use tokio::sync::watch;
 use tracing::info;
 
 use crate::admin::{self, Admin};
-use crate::broker::amqp::{Amqp, AmqpOptions};
+use crate::broker::amqp::Amqp;
 use crate::config::Config;
 use crate::health::Health;
 use crate::metrics::Metrics;
@@ -38,12 +38,7 @@ pub(super) async fn run(config: Config) -> anyhow::Result<ExitCode> {
         Ok(store) => store,
         Err(error) => return Ok(super::bad_configuration(&format!("RELAY_DATABASE_URL: {error}"))),
     };
-    let broker = Arc::new(Amqp::new(AmqpOptions {
-        urls: config.amqp_urls.clone(),
-        connect_timeout: config.amqp_connect_timeout,
-        confirm_timeout: config.publish.confirm_timeout,
-        lanes: relay::lanes(&config),
-    }));
+    let broker = Arc::new(Amqp::new(super::amqp_options(&config)));
     let relay = relay::run(
         Parts {
             config,

@@ -47,9 +47,14 @@ impl Holes {
         self.ids.contains_key(&id)
     }
 
-    /// The ids to ask for.
-    pub fn ids(&self) -> Vec<RowId> {
-        self.ids.keys().copied().collect()
+    /// The ids to ask for: above the cursor, rows are about to be read in order, and none may come before them.
+    pub fn ids_through(&self, cursor: RowId) -> Vec<RowId> {
+        self.ids.range(..=cursor).map(|(id, _)| *id).collect()
+    }
+
+    /// Whether there are ids to ask for.
+    pub fn any_through(&self, cursor: RowId) -> bool {
+        self.ids.range(..=cursor).next().is_some()
     }
 
     /// Rows were read in `id` order; watches the ids missing between `after` and the last of them.
@@ -116,13 +121,13 @@ mod tests {
         let secs = Duration::from_secs;
         let mut holes = Holes::default();
         holes.observe(RowId(4), [5, 8, 9].map(RowId).into_iter(), secs(0));
-        assert_eq!(holes.ids(), [RowId(6), RowId(7)]);
+        assert_eq!(holes.ids_through(RowId(i64::MAX)), [RowId(6), RowId(7)]);
         holes.probed(&probe(&[7], 100, 200), secs(1));
-        assert_eq!(holes.ids(), [RowId(6)]);
+        assert_eq!(holes.ids_through(RowId(i64::MAX)), [RowId(6)]);
         // Grace over: transactions up to 299 may hold it, and 150 still runs.
         holes.probed(&probe(&[], 150, 300), secs(11));
         holes.probed(&probe(&[], 150, 400), secs(3600));
-        assert_eq!(holes.ids(), [RowId(6)]);
+        assert_eq!(holes.ids_through(RowId(i64::MAX)), [RowId(6)]);
         holes.probed(&probe(&[], 300, 500), secs(3601));
         assert!(holes.is_empty());
     }
@@ -133,8 +138,8 @@ mod tests {
         holes.observe(RowId(0), [RowId(1), RowId(5_000_000)].into_iter(), Duration::ZERO);
         assert!(holes.is_empty());
         holes.observe(RowId(0), (1..400_000).map(|n| RowId(n * 2)), Duration::ZERO);
-        assert_eq!(holes.ids().len(), 10 * MAX_WATCHED);
+        assert_eq!(holes.ids_through(RowId(i64::MAX)).len(), 10 * MAX_WATCHED);
         holes.probed(&probe(&[], 1, 1), Duration::ZERO);
-        assert_eq!(holes.ids().len(), MAX_WATCHED);
+        assert_eq!(holes.ids_through(RowId(i64::MAX)).len(), MAX_WATCHED);
     }
 }

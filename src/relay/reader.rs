@@ -222,7 +222,7 @@ impl Plan {
             return Some(Read::DeadKeys);
         }
         if self.unproven.is_some() {
-            return Some(Read::Probe(self.holes.ids()));
+            return Some(Read::Probe(self.holes.ids_through(self.cursor)));
         }
         let (ids, bytes) = dispatcher.to_fetch(FETCH_PAGE);
         if !ids.is_empty() {
@@ -245,7 +245,7 @@ impl Plan {
         let room = dispatcher.room() > 0;
         let head = room.then_some(self.head_at);
         let sweep = room.then_some(self.sweep_at);
-        let probe = (!self.holes.is_empty()).then_some(self.probe_at);
+        let probe = self.holes.any_through(self.cursor).then_some(self.probe_at);
         [head, sweep, probe].into_iter().flatten().min()
     }
 
@@ -273,8 +273,8 @@ impl Plan {
             let after = *self.sweep.get_or_insert(RowId(i64::MIN));
             return self.scan(after);
         }
-        if now >= self.probe_at && !self.holes.is_empty() {
-            return Some(Read::Probe(self.holes.ids()));
+        if now >= self.probe_at && self.holes.any_through(self.cursor) {
+            return Some(Read::Probe(self.holes.ids_through(self.cursor)));
         }
         None
     }

@@ -8,11 +8,13 @@ use outbox_relay::broker::amqp::{Amqp, AmqpOptions};
 use outbox_relay::broker::{Broker, Lane, Outcome};
 use outbox_relay::config::Secret;
 use outbox_relay::message::{Message, MessageRules, OrderingKey, OutboxRow, Payload, RowId};
-use outbox_relay::relay::LANES;
 use uuid::Uuid;
 
 use crate::procfs;
 use crate::stage::{EXCHANGE, ROUTING_KEY, Stage, body};
+
+/// The relay's lanes, `relay::LANES`.
+const LANES: usize = 4;
 
 /// The relay's default window: `RELAY_PUBLISH_IN_FLIGHT`.
 const IN_FLIGHT: usize = 1_000;

@@ -138,3 +138,29 @@ async fn a_bad_configuration_is_told_at_once_and_whole() {
     let (status, out, _) = Relay::run_to_end(&["--help"], &[]).await;
     assert!(status.success() && out.contains("RELAY_DATABASE_URL"), "{out}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn check_says_line_by_line_what_fits_and_what_does_not() {
+    let outbox = Outbox::on_postgres().await;
+    let good = [
+        ("RELAY_DATABASE_URL", outbox.database_url.as_str()),
+        ("RELAY_AMQP_URL", &outbox.amqp_url),
+        ("RELAY_AMQP_EXCHANGE", "events"),
+    ];
+    let (status, out, err) = Relay::run_to_end(&["check"], &good).await;
+    assert!(
+        status.success() && out.lines().all(|line| line.starts_with("ok")),
+        "{out}{err}"
+    );
+    let mut bad = good.to_vec();
+    bad.extend([
+        ("RELAY_OUTBOX_TABLE", "nowhere"),
+        ("RELAY_AMQP_EXCHANGE", "missing"),
+        ("RELAY_POLL_BATCH_SIZ", "1"),
+    ]);
+    let (status, out, _) = Relay::run_to_end(&["check"], &bad).await;
+    assert_eq!(status.code(), Some(1));
+    for expected in ["RELAY_POLL_BATCH_SIZE", "outbox-relay migrate", "no exchange 'missing'"] {
+        assert!(out.contains(expected), "{expected}: {out}");
+    }
+}

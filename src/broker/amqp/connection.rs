@@ -146,7 +146,7 @@ impl Connection {
 
     /// Asks the broker whether an exchange exists, once per connection and name: publishing to a missing one
     /// would close the channel and lose every confirm that is still on its way.
-    pub(super) async fn check_exchange(&self, name: &str) -> lapin::Result<ExchangeCheck> {
+    pub(super) async fn look_at_exchange(&self, name: &str) -> lapin::Result<ExchangeCheck> {
         if name.is_empty() || lock(&self.0.exchanges).contains(name) {
             return Ok(ExchangeCheck::Present);
         }
@@ -214,6 +214,15 @@ impl Session for Connection {
 
     fn address(&self) -> &str {
         &self.0.address
+    }
+
+    async fn check_exchange(&self, name: &str) -> Result<(), String> {
+        match tokio::time::timeout(CLOSE_TIMEOUT, self.look_at_exchange(name)).await {
+            Ok(Ok(ExchangeCheck::Present)) => Ok(()),
+            Ok(Ok(ExchangeCheck::Missing(text))) => Err(format!("{text}: declare it, the relay never does")),
+            Ok(Err(error)) => Err(error.to_string()),
+            Err(_elapsed) => Err("no answer".to_owned()),
+        }
     }
 
     /// A confirmed close is a barrier: the broker has then dealt with all that was sent on this connection.

@@ -78,7 +78,7 @@ impl AmqpLane {
         for message in batch {
             let exchange = message.exchange.as_str();
             if last_good != Some(exchange) && !missing.contains_key(exchange) {
-                match self.connection.check_exchange(exchange).await {
+                match self.connection.look_at_exchange(exchange).await {
                     Ok(ExchangeCheck::Present) => last_good = Some(exchange),
                     Ok(ExchangeCheck::Missing(text)) => {
                         missing.insert(exchange, text);

@@ -1,0 +1,136 @@
+//! Does what is planned, and undoes it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use sqlx::{Connection, Executor, PgConnection};
+use tokio::time::sleep;
+
+use crate::faults::{Kind, Planned, Record};
+use crate::ledger::Ledger;
+use crate::stage::{Place, QUEUE, Stage};
+
+/// A relay ends within its grace of 20 s, and some seconds to close its connections.
+const STOP_TIME: Duration = Duration::from_secs(40);
+
+/// A relay that is asked to stop so soon after something else went wrong may have messages whose fate it cannot settle.
+const RECOVERY: Duration = Duration::from_secs(10);
+
+/// From the beginning of the fault to its end.
+pub(crate) async fn strike(stage: Arc<Stage>, record: Record, ledger: Ledger, plan: Planned) {
+    let number = record.began(&plan);
+    let (rabbit, postgres) = (&stage.rabbit, &stage.postgres);
+    let place = &stage.places[plan.relay];
+    match plan.kind {
+        Kind::RelayKill => replace(&stage, place, plan.lasts, false).await.map_or((), drop),
+        Kind::RelayTerm => {
+            let asked = record.now();
+            let status = replace(&stage, place, plan.lasts, true).await;
+            if status.is_some_and(|status| !status.success()) {
+                if record.disturbed_since(asked.saturating_sub(RECOVERY), plan.relay) {
+                    record.was_unclean(number);
+                } else {
+                    ledger.violation(format!("relay {} did not stop cleanly: {status:?}", plan.relay));
+                }
+            }
+        }
+        Kind::RelayFreeze => {
+            let relay = place.relay.lock().await;
+            let relay = relay.as_ref().expect("one runs in each place");
+            relay.freeze();
+            // At least until the lease is over.
+            sleep(plan.lasts.max(Duration::from_millis(3_500))).await;
+            relay.thaw();
+        }
+        Kind::BrokerKill => {
+            rabbit.kill9().await;
+            sleep(plan.lasts).await;
+            rabbit.start_again().await;
+        }
+        Kind::BrokerFreeze => {
+            rabbit.freeze();
+            sleep(plan.lasts).await;
+            rabbit.thaw();
+        }
+        Kind::BrokerStop => {
+            rabbit.stop_app().await;
+            sleep(plan.lasts).await;
+            rabbit.start_app().await;
+        }
+        Kind::BrokerAlarm => {
+            rabbit.memory_alarm(true).await;
+            sleep(plan.lasts).await;
+            rabbit.memory_alarm(false).await;
+        }
+        Kind::BrokerClose => rabbit.close_all_connections().await,
+        Kind::BrokerReject => {
+            let url = &stage.amqp_url;
+            let definition = r#"{"max-length":1,"overflow":"reject-publish"}"#;
+            rabbit
+                .set_policy(url, "reject", &format!("^{QUEUE}$"), definition)
+                .await;
+            sleep(plan.lasts).await;
+            rabbit.clear_policy(url, "reject").await;
+        }
+        Kind::DatabaseKill => {
+            postgres.kill9().await;
+            sleep(plan.lasts / 4).await;
+            postgres.start_again().await;
+        }
+        Kind::DatabaseTerminate => postgres.terminate_backends().await,
+        // Whoever has the table may be away as well, which ends the lock.
+        Kind::DatabaseLock => drop(lock_table(&stage.database_url, plan.lasts).await),
+        Kind::BrokerLineCut => {
+            place.broker_line.refuse(true);
+            place.broker_line.cut();
+            sleep(plan.lasts).await;
+            place.broker_line.refuse(false);
+        }
+        Kind::BrokerLineStall => {
+            place.broker_line.stall();
+            sleep(plan.lasts).await;
+            place.broker_line.resume();
+        }
+        Kind::BrokerLineReset => place.broker_line.reset(),
+        Kind::DatabaseLineCut => {
+            place.database_line.refuse(true);
+            place.database_line.cut();
+            sleep(plan.lasts).await;
+            place.database_line.refuse(false);
+        }
+        Kind::DatabaseLineStall => {
+            place.database_line.stall();
+            sleep(plan.lasts).await;
+            place.database_line.resume();
+        }
+        Kind::DatabaseLineReset => place.database_line.reset(),
+        Kind::MachinePause => {}
+    }
+    record.ended(number);
+}
+
+/// Ends the relay of a place and starts another there.
+async fn replace(stage: &Stage, place: &Place, pause: Duration, cleanly: bool) -> Option<std::process::ExitStatus> {
+    let mut slot = place.relay.lock().await;
+    let mut relay = slot.take()?;
+    if cleanly {
+        relay.sigterm();
+    } else {
+        relay.kill9();
+    }
+    let status = relay.wait(STOP_TIME).await;
+    stage.ended(place, &relay);
+    sleep(pause).await;
+    *slot = Some(stage.spawn(place));
+    Some(status)
+}
+
+/// As DDL does, which gives up when a transaction holds the table for too long: until then everybody waits behind it.
+async fn lock_table(url: &str, lasts: Duration) -> Result<(), sqlx::Error> {
+    let mut session = PgConnection::connect(url).await?;
+    session.execute("SET lock_timeout = '4s'; BEGIN").await?;
+    session.execute("LOCK TABLE outbox IN ACCESS EXCLUSIVE MODE").await?;
+    sleep(lasts).await;
+    session.execute("COMMIT").await?;
+    session.close().await
+}
