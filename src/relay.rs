@@ -9,6 +9,7 @@ mod leases;
 mod outage;
 mod publisher;
 pub mod reader;
+mod reading;
 mod settler;
 
 use std::sync::Arc;
@@ -138,7 +139,7 @@ pub async fn run(parts: Parts, stop: watch::Receiver<Stop>) -> Ended {
     let (gives, give_queue) = mpsc::unbounded_channel();
     let (close_broker, broker_closed) = watch::channel(false);
     let mut tasks = JoinSet::new();
-    tasks.spawn(reader::run(store.clone(), metrics.clone(), read_queue, events.clone()));
+    tasks.spawn(reading::run(store.clone(), metrics.clone(), read_queue, events.clone()));
     let holder = Holder {
         member: leases::member_name(),
         partitions: partitions(&config),

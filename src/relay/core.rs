@@ -1,23 +1,26 @@
 //! The loop: takes events, turns the state machine, starts what can be started. It is the only place that holds state.
 
+mod ownership;
+mod stop;
+
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, watch};
-use tracing::{error, info, warn};
+use tracing::{error, warn};
 
 use crate::config::Shutdown;
 use crate::health::Health;
 use crate::metrics::Metrics;
-use crate::store::{Lease, Shares, StoreError};
+use crate::store::{Lease, StoreError};
 
 use super::dispatch::{Dispatcher, Generation, Notice, Time};
-use super::leases::Leases;
-use super::outage::Outage;
+use super::outage::{LogBudget, Outage};
 use super::publisher::Batch;
-use super::reader::{Answer, Passes, Plan, Read};
+use super::reader::{Answer, Plan, Read};
 use super::settler::Job;
 use super::{Ended, Event, Stop};
+use stop::Stopping;
 
 /// Marks wait for each other this long at the most, so that a trickle of rows does not cost one write each.
 const MARK_LINGER: Duration = Duration::from_millis(5);
@@ -27,9 +30,6 @@ const MARK_BATCH: usize = 250;
 
 /// The loop turns at least this often.
 const LONGEST_TURN: Duration = Duration::from_secs(1);
-
-/// Failures of rows are logged one by one up to this many a second.
-const FAILURE_LOGS_PER_SECOND: u32 = 10;
 
 /// The channels between the loop and the tasks.
 pub(super) struct Queues {
@@ -318,74 +318,6 @@ impl Core {
         self.dispatcher.paused();
     }
 
-    fn take_leases(&mut self, leases: Leases) {
-        self.trusted_until = Some(leases.trusted_until);
-        self.given.retain(|given| leases.owned.contains(given));
-        let now_owned: Vec<Lease> = leases
-            .owned
-            .into_iter()
-            .filter(|lease| !self.given.contains(lease))
-            .collect();
-        let held = self.dispatcher.held();
-        let lost: Vec<Lease> = held
-            .iter()
-            .copied()
-            .filter(|lease| !now_owned.contains(lease))
-            .collect();
-        let gained: Vec<Lease> = now_owned.into_iter().filter(|lease| !held.contains(lease)).collect();
-        for lease in &lost {
-            self.dispatcher.disown(lease.share);
-        }
-        for lease in &gained {
-            self.dispatcher.own(*lease);
-        }
-        if !lost.is_empty() {
-            self.metrics.leases_lost.inc_by(lost.len() as u64);
-            warn!(shares = ?numbers(&lost), "lost leases: another relay has taken these shares over");
-        }
-        if !gained.is_empty() {
-            info!(shares = ?numbers(&gained), "took over shares");
-        }
-        let owned = self.dispatcher.owned();
-        let under_way = self.dispatcher.held().len() - owned.len();
-        let more = leases.surplus.saturating_sub(under_way);
-        let handing_over: Vec<Lease> = owned.into_iter().rev().take(more).collect();
-        for lease in &handing_over {
-            self.dispatcher.drain(lease.share);
-        }
-        if !(lost.is_empty() && gained.is_empty() && handing_over.is_empty()) {
-            self.read_owned(!gained.is_empty());
-        }
-    }
-
-    /// Gives back the shares of which nothing is on its way any more.
-    fn hand_over(&mut self) {
-        let drained = self.dispatcher.drained();
-        if drained.is_empty() {
-            return;
-        }
-        info!(shares = ?numbers(&drained), "handing over shares");
-        for lease in drained {
-            self.dispatcher.disown(lease.share);
-            self.given.push(lease);
-            // The keeper ends only after this loop.
-            let _ = self.queues.gives.send(lease);
-        }
-    }
-
-    fn read_owned(&mut self, anew: bool) {
-        let owned: Vec<u16> = numbers(&self.dispatcher.owned());
-        let shares = match owned.len() {
-            0 => None,
-            n if n == usize::from(self.partitions) => Some(Shares::All),
-            _ => Some(Shares::Some {
-                of: self.partitions,
-                owned,
-            }),
-        };
-        self.plan.read_shares(shares, anew);
-    }
-
     fn tell(&mut self) {
         for notice in self.dispatcher.take_notices() {
             match notice {
@@ -416,104 +348,5 @@ impl Core {
         self.metrics.blocked_keys.set(blocked);
         let owned = i64::try_from(self.dispatcher.held().len()).unwrap_or(i64::MAX);
         self.metrics.partitions_owned.set(owned);
-    }
-}
-
-fn numbers(leases: &[Lease]) -> Vec<u16> {
-    leases.iter().map(|lease| lease.share).collect()
-}
-
-/// A stop under way.
-struct Stopping {
-    deadline: Time,
-    /// Reading goes on until everything has been read once more since then (`RELAY_SHUTDOWN_DRAIN`).
-    drain_since: Option<Passes>,
-}
-
-impl Core {
-    fn begin_stop(&mut self) -> Stopping {
-        let now = self.now();
-        let (grace, drain) = (self.shutdown.grace, self.shutdown.drain);
-        info!(?grace, drain, in_flight = self.dispatcher.in_flight(), "stopping");
-        if drain {
-            self.plan.sweep_now(now);
-        } else {
-            self.stop_reading();
-        }
-        Stopping {
-            deadline: now + grace.saturating_sub(super::farewell_time(grace)),
-            drain_since: drain.then(|| self.plan.passes()),
-        }
-    }
-
-    /// No row begins its way any more.
-    fn stop_reading(&mut self) {
-        self.reading_stopped = true;
-        self.dispatcher.stop();
-    }
-
-    /// Whether the stop is complete, or its time is up.
-    fn stopped(&mut self, stopping: &mut Stopping) -> Option<Ended> {
-        if let Some(since) = stopping.drain_since
-            && self.is_drained(since)
-        {
-            stopping.drain_since = None;
-            self.stop_reading();
-        }
-        if stopping.drain_since.is_none() && self.dispatcher.is_settled() && !self.settling {
-            info!("stopped: everything that was published is settled");
-            return Some(Ended::Cleanly);
-        }
-        if self.now() >= stopping.deadline {
-            self.warn_unsettled("the time to stop is up");
-            return Some(Ended::Unsettled);
-        }
-        None
-    }
-
-    /// Whether nothing is left that this relay could send: it has read everything since then and sent it, or it is known
-    /// that others own everything.
-    fn is_drained(&self, since: Passes) -> bool {
-        let all_read = self.plan.passes().beyond(since) || !self.plan.reads();
-        self.trusted_until.is_some() && all_read && !self.plan.holds_rows() && self.dispatcher.is_drained()
-    }
-
-    fn warn_unsettled(&self, why: &str) {
-        let (in_flight, unmarked) = (self.dispatcher.in_flight(), self.dispatcher.unmarked());
-        warn!(
-            in_flight,
-            unmarked, "{why}: these messages may be sent again, with the same message_id, by the next relay"
-        );
-    }
-}
-
-/// Keeps a storm of failures from becoming a storm of logs; the metrics count them all.
-#[derive(Default)]
-struct LogBudget {
-    second: Option<Instant>,
-    used: u32,
-    swallowed: u64,
-}
-
-impl LogBudget {
-    fn allows(&mut self) -> bool {
-        if self
-            .second
-            .is_none_or(|second| second.elapsed() >= Duration::from_secs(1))
-        {
-            if self.swallowed > 0 {
-                warn!(
-                    count = self.swallowed,
-                    "more rows had trouble than were logged: see the metrics"
-                );
-            }
-            *self = Self {
-                second: Some(Instant::now()),
-                ..Self::default()
-            };
-        }
-        self.used += 1;
-        self.swallowed += u64::from(self.used > FAILURE_LOGS_PER_SECOND);
-        self.used <= FAILURE_LOGS_PER_SECOND
     }
 }

@@ -9,7 +9,7 @@ use crate::metrics::Metrics;
 use crate::store::Store;
 
 use super::outage::Outage;
-use super::reader::timed;
+use super::reading::timed;
 
 /// How often the backlog is counted.
 const SAMPLE_INTERVAL: Duration = Duration::from_secs(5);

@@ -15,7 +15,7 @@ use crate::store::{Holder, Lease, LeaseAsk, LeaseView, Store, StoreError};
 
 use super::Event;
 use super::outage::Outage;
-use super::reader::timed;
+use super::reading::timed;
 
 /// How often a relay that is not alone looks whether a share became free: this bounds the pause of a rolling restart.
 const FREE_CHECK: Duration = Duration::from_millis(250);

@@ -1,4 +1,4 @@
-//! Says once that something is away, now and then that it still is, and once that it is back.
+//! Logs worth reading: once that something is away, now and then that it still is, once that it is back; and no storms.
 
 use std::time::{Duration, Instant};
 
@@ -6,6 +6,9 @@ use tracing::{info, warn};
 
 /// How often a lasting outage is mentioned.
 const REMINDER: Duration = Duration::from_secs(60);
+
+/// Failures of rows are logged one by one up to this many a second.
+const FAILURE_LOGS_PER_SECOND: u32 = 10;
 
 /// One thing that can be away.
 pub(super) struct Outage {
@@ -48,5 +51,37 @@ impl Outage {
             self.said = None;
             self.text.clear();
         }
+    }
+}
+
+/// Keeps a storm of failures from becoming a storm of logs; the metrics count them all.
+#[derive(Default)]
+pub(super) struct LogBudget {
+    second: Option<Instant>,
+    used: u32,
+    swallowed: u64,
+}
+
+impl LogBudget {
+    /// Whether one more line may be written now.
+    pub(super) fn allows(&mut self) -> bool {
+        if self
+            .second
+            .is_none_or(|second| second.elapsed() >= Duration::from_secs(1))
+        {
+            if self.swallowed > 0 {
+                warn!(
+                    count = self.swallowed,
+                    "more rows had trouble than were logged: see the metrics"
+                );
+            }
+            *self = Self {
+                second: Some(Instant::now()),
+                ..Self::default()
+            };
+        }
+        self.used += 1;
+        self.swallowed += u64::from(self.used > FAILURE_LOGS_PER_SECOND);
+        self.used <= FAILURE_LOGS_PER_SECOND
     }
 }

@@ -1,20 +1,15 @@
-//! What to read next, and the task that reads it. One read is under way at a time.
+//! What to read next. One read is under way at a time.
 //!
 //! Three reads: the *head* (ids above the cursor) is the fast way of new rows. *Probes* look at ids that the cursor
 //! skipped ([`Holes`]). *Scans* walk all that is unsent below the cursor: now and then (the sweep), which is what makes
 //! loss impossible whatever happened to the ids, and whenever a key can go on whose rows were left in the table.
 
-use std::sync::Arc;
-use std::time::{Duration, Instant};
-
-use tokio::sync::mpsc;
+use std::time::Duration;
 
 use crate::config::Poll;
 use crate::message::{OrderingKey, OutboxRow, RowId};
-use crate::metrics::Metrics;
-use crate::store::{Probe, Shares, Store, StoreError, Stub};
+use crate::store::{Probe, Shares, Stub};
 
-use super::Event;
 use super::dispatch::{Dispatcher, Time};
 use super::holes::Holes;
 
@@ -37,7 +32,7 @@ const START_WATCH: i64 = 1_000;
 const ERROR_PAUSE: Duration = Duration::from_secs(5);
 
 /// Keys with dead letters that are asked for.
-const DEAD_KEYS: u32 = 10_000;
+pub(super) const DEAD_KEYS: u32 = 10_000;
 
 /// One question to the store.
 #[derive(Debug, Clone)]
@@ -393,65 +388,4 @@ impl Plan {
             }
         }
     }
-}
-
-/// The task: reads what it is told to, one thing at a time.
-pub(super) async fn run(
-    store: Arc<dyn Store>,
-    metrics: Arc<Metrics>,
-    mut reads: mpsc::Receiver<(u64, Read)>,
-    events: mpsc::Sender<Event>,
-) {
-    let mut inspected = false;
-    while let Some((round, read)) = reads.recv().await {
-        let answer = read_once(&*store, &metrics, &read, &mut inspected).await;
-        let read = (round, read);
-        if events.send(Event::Read { read, answer }).await.is_err() {
-            return;
-        }
-    }
-}
-
-async fn read_once(
-    store: &dyn Store,
-    metrics: &Metrics,
-    read: &Read,
-    inspected: &mut bool,
-) -> Result<Answer, StoreError> {
-    if !*inspected {
-        timed(metrics, "inspect", store.inspect()).await?;
-        *inspected = true;
-    }
-    let answer = match read {
-        Read::Head { after, limit, shares } => timed(metrics, "head", store.head(*after, *limit, shares))
-            .await
-            .map(Answer::Head),
-        Read::Scan { after, to, shares } => timed(metrics, "scan", store.scan(*after, *to, SCAN_PAGE, shares))
-            .await
-            .map(Answer::Scan),
-        Read::Probe(ids) => timed(metrics, "probe", store.probe(ids)).await.map(Answer::Probe),
-        Read::Fetch { ids, bytes } => timed(metrics, "fetch", store.fetch(ids, *bytes))
-            .await
-            .map(Answer::Fetch),
-        Read::DeadKeys => timed(metrics, "dead_keys", store.dead_keys(DEAD_KEYS))
-            .await
-            .map(Answer::DeadKeys),
-        Read::Changed => store.changed().await.map(Answer::Changed),
-    };
-    if let Err(StoreError::SchemaMissing(_)) = &answer {
-        *inspected = false;
-    }
-    answer
-}
-
-/// Measures a database operation.
-pub(super) async fn timed<T>(
-    metrics: &Metrics,
-    operation: &'static str,
-    work: impl Future<Output = Result<T, StoreError>>,
-) -> Result<T, StoreError> {
-    let start = Instant::now();
-    let result = work.await;
-    metrics.store_operation(operation, start.elapsed(), result.is_err());
-    result
 }

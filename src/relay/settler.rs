@@ -15,7 +15,7 @@ use crate::store::{Failure, Holder, Store, StoreError};
 
 use super::Event;
 use super::outage::Outage;
-use super::reader::timed;
+use super::reading::timed;
 
 /// Longest pause between two tries. A row that could not be marked is tried again after so long without other work.
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
