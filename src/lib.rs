@@ -99,7 +99,7 @@
 //! publish was started is never dropped while the connection lives on, since it may arrive all the same: after a
 //! confirm timeout the connection is closed, its messages are unknown, and they go again on the next one.
 //!
-//! Many messages per batch and four lanes are what keeps this fast; see [`relay::LANES`].
+//! Many messages per batch and four lanes are what keeps this fast; see [`relay::lanes`].
 //!
 //! # Why the order holds
 //!
