@@ -383,3 +383,57 @@ async fn addresses_are_tried_in_turn_and_errors_hold_no_password() {
         .to_string();
     assert!(!error.contains("hunter2") && error.contains("refused"), "{error}");
 }
+
+/// What the order across a change of owner rests on: a confirmed message is in its queue, in front of whatever anybody
+/// publishes afterwards, on whatever connection; and it stays there when its own connection dies.
+async fn a_confirm_puts_a_message_before_all_later_ones(kind: Kind) {
+    let rabbit = Rabbit::shared().await;
+    let url = rabbit.create_vhost().await;
+    declare(&url, "events", "q", kind, &["good"]).await;
+    let (mut old, mut new) = (connect(&url).await, connect(&url).await);
+    for row in 0..200 {
+        let lanes = if row % 2 == 0 { &mut old.lanes } else { &mut new.lanes };
+        let batch = [message(row, "events", "good")];
+        assert!(
+            by_row(lanes[(row / 2 % 2) as usize].publish(&batch).await, &batch)
+                .iter()
+                .all(is_confirmed)
+        );
+    }
+    // Cut off while it still has messages on their way, as an owner that does not know that it is none any more.
+    let late: Vec<_> = (1_000..1_200).map(|row| message(row, "events", "good")).collect();
+    let proxy = Proxy::start(SocketAddr::from(([127, 0, 0, 1], rabbit.port()))).await;
+    let mut zombie = connect(&proxy.through(&url)).await;
+    proxy.delay(Duration::from_millis(300));
+    let publishing = zombie.lanes[0].publish(&late);
+    let overtaking = async {
+        let batch = [message(200, "events", "good")];
+        assert!(
+            by_row(new.lanes[0].publish(&batch).await, &batch)
+                .iter()
+                .all(is_confirmed)
+        );
+    };
+    tokio::join!(publishing, overtaking);
+    old.session.close().await;
+    let order: Vec<i64> = drain_queue(&url, "q")
+        .await
+        .iter()
+        .map(|message| message.text().parse().unwrap())
+        .collect();
+    assert_eq!(order[..201], (0..=200).collect::<Vec<_>>());
+    assert!(
+        order[201..].is_sorted(),
+        "what comes late comes behind, in its own order"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_confirm_puts_a_message_before_all_later_ones_in_a_quorum_queue() {
+    a_confirm_puts_a_message_before_all_later_ones(Kind::Quorum).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_confirm_puts_a_message_before_all_later_ones_in_a_classic_queue() {
+    a_confirm_puts_a_message_before_all_later_ones(Kind::Classic).await;
+}
