@@ -58,6 +58,7 @@ pub(super) struct Core {
     given: Vec<Lease>,
     partitions: u16,
     database: Outage,
+    crowd: Outage,
     logs: LogBudget,
     shutdown: Shutdown,
     metrics: Arc<Metrics>,
@@ -94,6 +95,7 @@ impl Core {
             given: Vec::new(),
             partitions,
             database: Outage::new("reading the outbox table"),
+            crowd: Outage::new("reading new rows"),
             logs: LogBudget::default(),
             shutdown,
             metrics,
@@ -343,6 +345,12 @@ impl Core {
                     }
                 }
             }
+        }
+        if self.dispatcher.is_full_of_waiting() {
+            self.crowd
+                .goes_on("too many keys wait for their time or a retry: see backlog, last_error and available_at");
+        } else {
+            self.crowd.over();
         }
         let blocked = i64::try_from(self.dispatcher.blocked_keys()).unwrap_or(i64::MAX);
         self.metrics.blocked_keys.set(blocked);

@@ -252,6 +252,11 @@ impl Dispatcher {
         self.keys.blocked()
     }
 
+    /// Whether so many keys must wait that no new rows are read.
+    pub fn is_full_of_waiting(&self) -> bool {
+        self.stubs >= self.settings.stubs
+    }
+
     /// Whether nothing is on its way: neither to the broker nor back to the table.
     pub fn is_settled(&self) -> bool {
         self.in_flight == 0

@@ -61,7 +61,7 @@ impl Holes {
     pub fn observe(&mut self, after: RowId, read: impl Iterator<Item = RowId>, now: Time) {
         let mut last = after.0;
         for id in read {
-            if id.0 - last - 1 <= MAX_RUN {
+            if id.0.saturating_sub(last).saturating_sub(1) <= MAX_RUN {
                 self.watch(last + 1, id.0, now);
             }
             last = id.0;
