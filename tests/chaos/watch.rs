@@ -59,7 +59,7 @@ impl Watcher {
         loop {
             sleep(TICK).await;
             let now = self.record.now();
-            if now - before > PAUSE {
+            if now.saturating_sub(before) > PAUSE {
                 self.record.machine_paused(before);
             }
             before = now;
@@ -77,7 +77,7 @@ impl Watcher {
             if let Some(healed) = healthy.filter(|_| empty && healthy != drained) {
                 drained = healthy;
                 let mut seen = self.seen();
-                seen.longest_drain = seen.longest_drain.max(now - healed);
+                seen.longest_drain = seen.longest_drain.max(now.saturating_sub(healed));
             }
             if let Some(expected) = expected {
                 let mut seen = self.seen();
