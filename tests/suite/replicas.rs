@@ -24,6 +24,19 @@ async fn wait_spread(relays: &[Relay], each: &[f64]) {
     .await;
 }
 
+/// In order, each row once, and all are marked.
+async fn all_arrived_once(outbox: &Outbox, consumer: &Consumer, inserted: i64) {
+    outbox.wait_all_sent(60 * SECOND).await;
+    let received = consumer
+        .wait_for(|received| received.len() as i64 >= inserted, 60 * SECOND)
+        .await;
+    let all = Arrived {
+        distinct: usize::try_from(inserted).expect("a count"),
+        duplicates: 0,
+    };
+    assert_eq!(judge(&received), all);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn shares_spread_over_the_replicas_and_nothing_is_sent_twice_while_they_do() {
     let outbox = Outbox::on_postgres().await;
@@ -43,15 +56,7 @@ async fn shares_spread_over_the_replicas_and_nothing_is_sent_twice_while_they_do
         }
         wait_spread(&relays, each).await;
     }
-    outbox.wait_all_sent(60 * SECOND).await;
-    let received = consumer
-        .wait_for(|received| received.len() as i64 >= inserted, 60 * SECOND)
-        .await;
-    let all = Arrived {
-        distinct: inserted as usize,
-        duplicates: 0,
-    };
-    assert_eq!(judge(&received), all);
+    all_arrived_once(&outbox, &consumer, inserted).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -77,12 +82,7 @@ async fn a_rolling_restart_under_load_sends_nothing_twice_and_stalls_no_key_for_
         }
         assert!(ended.wait(30 * SECOND).await.success());
     }
-    outbox.wait_all_sent(60 * SECOND).await;
-    let all = Arrived {
-        distinct: inserted as usize,
-        duplicates: 0,
-    };
-    assert_eq!(judge(&consumer.snapshot()), all);
+    all_arrived_once(&outbox, &consumer, inserted).await;
     // The figure belongs to the README; here only what would be a wait for a lease to run out fails.
     println!("longest stall: {longest:?}");
     assert!(longest < 8 * SECOND, "a share was waited for: {longest:?}");
@@ -240,14 +240,7 @@ async fn the_number_of_partitions_can_be_changed_replica_by_replica() {
     wait_spread(&new, &[5.0, 5.0]).await;
     outbox.insert(inserted, 2_000, 100).await;
     inserted += 2_000;
-    let received = consumer
-        .wait_for(|received| received.len() as i64 >= inserted, 60 * SECOND)
-        .await;
-    let all = Arrived {
-        distinct: inserted as usize,
-        duplicates: 0,
-    };
-    assert_eq!(judge(&received), all);
+    all_arrived_once(&outbox, &consumer, inserted).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
