@@ -314,17 +314,6 @@ pub enum StoreError {
 }
 
 impl StoreError {
-    /// Fixed words for metrics and logs.
-    pub fn reason(&self) -> &'static str {
-        match self {
-            StoreError::Unavailable(_) => "unavailable",
-            StoreError::Conflict(_) => "conflict",
-            StoreError::SchemaMissing(_) => "schema_missing",
-            StoreError::Denied(_) => "denied",
-            StoreError::Failed(_) => "failed",
-        }
-    }
-
     /// Whether the same call may succeed at once.
     pub fn is_conflict(&self) -> bool {
         matches!(self, StoreError::Conflict(_))

@@ -68,7 +68,7 @@ pub(super) fn script(table: &TableName, ask: &LeaseAsk, dialect: &Dialect) -> St
     statements.join(";\n")
 }
 
-/// Whether a share of this layout is free; `?` stands for nothing, the text is complete.
+/// Counts the free shares of this layout. A whole text without arguments, the same at every call, so that it stays prepared.
 pub(super) fn free(table: &TableName, partitions: u16, dialect: &Dialect) -> String {
     format!(
         "SELECT count(*) FROM {} WHERE outbox = {} AND layout = {partitions} AND (owner IS NULL OR expires_at <= {})",
