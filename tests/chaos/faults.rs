@@ -23,6 +23,7 @@ pub(crate) enum Kind {
     BrokerAlarm,
     BrokerClose,
     BrokerReject,
+    QueueDelete,
     DatabaseKill,
     DatabaseTerminate,
     DatabaseLock,
@@ -38,9 +39,7 @@ pub(crate) enum Kind {
 
 use Kind::*;
 
-/// What a queue that is deleted holds is lost by the broker, not by the relay: that fault is not among these, as
-/// nothing could be said of the rows that were in the queue.
-const DRAWN: [Kind; 18] = [
+const DRAWN: [Kind; 19] = [
     RelayKill,
     RelayFreeze,
     RelayTerm,
@@ -50,6 +49,7 @@ const DRAWN: [Kind; 18] = [
     BrokerAlarm,
     BrokerClose,
     BrokerReject,
+    QueueDelete,
     DatabaseKill,
     DatabaseTerminate,
     DatabaseLock,
@@ -84,6 +84,7 @@ impl Kind {
             BrokerAlarm => "broker memory alarm",
             BrokerClose => "broker closes all connections",
             BrokerReject => "broker reject-publish policy",
+            QueueDelete => "queue deleted and declared again",
             DatabaseKill => "database kill -9",
             DatabaseTerminate => "database backends terminated",
             DatabaseLock => "database ACCESS EXCLUSIVE lock",
@@ -105,7 +106,7 @@ impl Kind {
             BrokerLineCut | BrokerLineStall | BrokerLineReset => true,
             // Marks do not wait for the disk, and are lost with the server; a stalled line costs the lease.
             DatabaseKill | DatabaseLineStall | MachinePause => true,
-            RelayTerm | BrokerAlarm | BrokerReject => false,
+            RelayTerm | BrokerAlarm | BrokerReject | QueueDelete => false,
             DatabaseTerminate | DatabaseLock | DatabaseLineCut | DatabaseLineReset => false,
         }
     }
@@ -113,7 +114,9 @@ impl Kind {
     fn thing(self, relay: usize) -> Thing {
         match self {
             RelayKill | RelayFreeze | RelayTerm => Thing::Relay(relay),
-            BrokerKill | BrokerFreeze | BrokerStop | BrokerAlarm | BrokerClose | BrokerReject => Thing::Broker,
+            BrokerKill | BrokerFreeze | BrokerStop | BrokerAlarm | BrokerClose | BrokerReject | QueueDelete => {
+                Thing::Broker
+            }
             DatabaseKill | DatabaseTerminate | DatabaseLock => Thing::Database,
             BrokerLineCut | BrokerLineStall | BrokerLineReset => Thing::BrokerLine(relay),
             DatabaseLineCut | DatabaseLineStall | DatabaseLineReset => Thing::DatabaseLine(relay),
@@ -287,6 +290,11 @@ impl Record {
             fault.duplicates && fault.began <= arrival && fault.ended.is_none_or(|ended| arrival <= ended + AFTERMATH)
         };
         faults.iter().rev().find(explains).map(|fault| fault.kind)
+    }
+
+    /// Whether rows may have been refused by now: nothing but a missing queue spends attempts.
+    pub(crate) fn refusals(&self) -> bool {
+        self.all().iter().any(|fault| fault.kind == QueueDelete)
     }
 
     pub(crate) fn last(&self, count: usize) -> String {

@@ -13,6 +13,7 @@ mod support;
 
 mod faults;
 mod ledger;
+mod proof;
 mod report;
 mod stage;
 mod strike;
@@ -70,6 +71,7 @@ async fn main() -> ExitCode {
     if !(arguments.filter.is_empty() || arguments.filter.iter().any(wanted)) {
         return ExitCode::SUCCESS;
     }
+    proof::checker_finds_what_it_is_for();
     let seed = arguments.seed.unwrap_or_else(|| fastrand::u64(..1_000_000));
     let minutes = arguments.minutes;
     println!("again: cargo test --test chaos -- --seed {seed} --minutes {minutes}");

@@ -27,6 +27,7 @@ pub(crate) fn print(stage: &Stage, record: &Record, ledger: &Ledger, seen: &Seen
     line("rows arrived", book.arrived.to_string());
     line("rows rolled back", book.rolled_back.to_string());
     line("redelivered by the broker", book.redelivered.to_string());
+    line("- first seen so, after a later one", book.order_unknown.to_string());
     line(
         "longest stall while nothing was wrong",
         format!("{:.1} s", seen.longest_stall.as_secs_f64()),

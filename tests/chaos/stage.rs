@@ -8,14 +8,14 @@ use std::time::Duration;
 use serde_json::Value;
 use tokio::sync::Mutex;
 
-use crate::support::{Consumer, Kind, Postgres, Proxy, Rabbit, Relay, declare};
+use crate::support::{Consumer, Kind, Postgres, Proxy, Rabbit, Relay, declare, unbind};
 
 pub(crate) const ROUTING_KEY: &str = "chaos";
 pub(crate) const QUEUE: &str = "chaos";
 const EXCHANGE: &str = "events";
 
 /// Waits and leases are short, so that a run sees many of them end.
-const SETTINGS: [(&str, &str); 9] = [
+const SETTINGS: [(&str, &str); 10] = [
     ("RELAY_AMQP_EXCHANGE", EXCHANGE),
     ("RELAY_LEASE_TTL", "3s"),
     ("RELAY_POLL_SWEEP_INTERVAL", "5s"),
@@ -24,6 +24,8 @@ const SETTINGS: [(&str, &str); 9] = [
     ("RELAY_PUBLISH_CONFIRM_TIMEOUT", "5s"),
     ("RELAY_RETRY_MIN_DELAY", "100ms"),
     ("RELAY_RETRY_MAX_DELAY", "2s"),
+    // A queue that is away for seconds makes no dead letter.
+    ("RELAY_RETRY_MAX_ATTEMPTS", "1000"),
     ("RELAY_SHUTDOWN_GRACE", "20s"),
 ];
 
@@ -68,7 +70,6 @@ impl Stage {
         ];
         let (status, out, err) = Relay::run_to_end(&["migrate"], &env).await;
         assert!(status.success(), "{out}{err}");
-        declare(&amqp_url, EXCHANGE, QUEUE, Kind::Quorum, &[ROUTING_KEY]).await;
         let line = |port| Proxy::start(SocketAddr::from(([127, 0, 0, 1], port)));
         let mut places = Vec::new();
         for number in 0..relays {
@@ -91,10 +92,21 @@ impl Stage {
             logs,
             tally: std::sync::Mutex::default(),
         };
+        stage.declare().await;
         for place in &stage.places {
             *place.relay.lock().await = Some(stage.spawn(place));
         }
         stage
+    }
+
+    /// Exchange, queue and binding.
+    pub(crate) async fn declare(&self) {
+        declare(&self.amqp_url, EXCHANGE, QUEUE, Kind::Quorum, &[ROUTING_KEY]).await;
+    }
+
+    /// Takes the binding away.
+    pub(crate) async fn unbind(&self) {
+        unbind(&self.amqp_url, EXCHANGE, QUEUE, ROUTING_KEY).await;
     }
 
     pub(crate) fn consumer(&self) -> Consumer {

@@ -9,6 +9,7 @@ use tokio::time::sleep;
 use crate::faults::{Kind, Planned, Record};
 use crate::ledger::Ledger;
 use crate::stage::{Place, QUEUE, Stage};
+use crate::support::until;
 
 /// A relay ends within its grace of 20 s, and some seconds to close its connections.
 const STOP_TIME: Duration = Duration::from_secs(40);
@@ -71,6 +72,17 @@ pub(crate) async fn strike(stage: Arc<Stage>, record: Record, ledger: Ledger, pl
                 .await;
             sleep(plan.lasts).await;
             rabbit.clear_policy(url, "reject").await;
+        }
+        Kind::QueueDelete => {
+            stage.unbind().await;
+            // What the queue still held would be lost with it, by the broker's hand: nothing could be said of it.
+            until("the queue is empty", STOP_TIME, async || {
+                rabbit.messages_in(&stage.amqp_url, QUEUE).await == 0
+            })
+            .await;
+            rabbit.delete_queue(&stage.amqp_url, QUEUE).await;
+            sleep(plan.lasts).await;
+            stage.declare().await;
         }
         Kind::DatabaseKill => {
             postgres.kill9().await;

@@ -19,6 +19,10 @@ use super::until;
 /// Bounds each step of talking to the broker; a frozen one must not hang the test.
 const STEP: Duration = Duration::from_secs(20);
 
+/// Deliveries on their way at most. The broker may deliver those of a lost connection again *after* newer messages, so
+/// that nothing can be said of their order: few of them.
+const PREFETCH: u16 = 50;
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     Quorum,
@@ -62,6 +66,23 @@ pub async fn declare(url: &str, exchange: &str, queue: &str, kind: Kind, routing
         .await
         .expect("the broker answers")
         .unwrap_or_else(|e| panic!("declare {exchange:?} -> {queue:?}: {e}"));
+}
+
+/// Takes the binding away: messages with this routing key become unroutable.
+pub async fn unbind(url: &str, exchange: &str, queue: &str, routing_key: &str) {
+    let work = async {
+        let connection = connect(url).await?;
+        let channel = connection.create_channel().await?;
+        let arguments = FieldTable::default();
+        channel
+            .queue_unbind(queue.into(), exchange.into(), routing_key.into(), arguments)
+            .await?;
+        connection.close(200, "done".into()).await
+    };
+    tokio::time::timeout(STEP, work)
+        .await
+        .expect("the broker answers")
+        .unwrap_or_else(|e| panic!("unbind {exchange:?} -> {queue:?}: {e}"));
 }
 
 /// One delivery.
@@ -172,7 +193,7 @@ impl Drop for Consumer {
 async fn consume(url: &str, queue: &str, connection_number: usize, list: &Mutex<Vec<Received>>) -> anyhow::Result<()> {
     let connection = tokio::time::timeout(STEP, connect(url)).await??;
     let channel = tokio::time::timeout(STEP, connection.create_channel()).await??;
-    channel.basic_qos(500, BasicQosOptions::default()).await?;
+    channel.basic_qos(PREFETCH, BasicQosOptions::default()).await?;
     let options = BasicConsumeOptions::default();
     let arguments = FieldTable::default();
     let start = channel.basic_consume(queue.into(), "test".into(), options, arguments);

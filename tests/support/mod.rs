@@ -18,7 +18,7 @@ mod relay;
 
 use std::time::{Duration, Instant};
 
-pub use consumer::{Consumer, Kind, Received, arrivals, declare, drain_queue};
+pub use consumer::{Consumer, Kind, Received, arrivals, declare, drain_queue, unbind};
 pub use guard::free_port;
 pub use postgres::Postgres;
 pub use proxy::Proxy;
