@@ -1,8 +1,7 @@
 //! PostgreSQL, 13 or later.
 //!
-//! Four connections, so that a page being read, a mark, a long count and a lease never wait for one another. Through a pooler
-//! in transaction mode everything works that does not need more: no session state is used, and prepared statements
-//! must be supported by it (PgBouncer 1.21 with `max_prepared_statements`).
+//! Four connections, so that a page being read, a mark, a long count and a lease never wait for one another. A pooler in
+//! transaction mode may be between: no session state is used, and each call is a transaction then.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -89,8 +88,15 @@ impl Postgres {
     }
 
     async fn look(&self) -> Result<Arc<Statements>, StoreError> {
-        let query = sqlx::query(inspect::QUERY).persistent(self.connector.persistent);
-        let rows = self.rows(&self.read, query.bind(self.table.as_str())).await?;
+        let columns = || {
+            let query = sqlx::query(inspect::QUERY).persistent(!self.connector.pooled());
+            self.rows(&self.read, query.bind(self.table.as_str()))
+        };
+        let pooled = self.connector.pooled();
+        let rows = match columns().await {
+            Err(_) if self.connector.pooled() != pooled => columns().await?,
+            other => other?,
+        };
         let size = match inspect::judge(&rows, &self.options.table, self.options.on_sent) {
             Ok(size) => size,
             Err(error) => {
@@ -110,7 +116,7 @@ impl Postgres {
     }
 
     fn query<'q>(&self, sql: &Arc<str>) -> Statement<'q> {
-        sqlx::query(AssertSqlSafe(Arc::clone(sql))).persistent(self.connector.persistent)
+        sqlx::query(AssertSqlSafe(Arc::clone(sql))).persistent(!self.connector.pooled())
     }
 
     async fn rows(&self, slot: &Slot<PgConnection>, query: Statement<'_>) -> Result<Vec<PgRow>, StoreError> {
@@ -133,14 +139,21 @@ impl Postgres {
     ) -> Result<T, StoreError> {
         let answer = within(self.options.timeout, async {
             let mut lease = slot.lease(self.connector.connect()).await?;
-            match work(lease.connection()).await {
+            let pooled = self.connector.pooled();
+            let answer = if pooled {
+                self.connector.in_transaction(lease.connection(), work).await
+            } else {
+                work(lease.connection()).await
+            };
+            match answer {
                 Ok(answer) => {
                     lease.keep();
                     Ok(answer)
                 }
                 Err(error) => {
                     let verdict = error::classify(&error);
-                    if verdict.keep_connection {
+                    // Closing it ends a transaction that has failed.
+                    if verdict.keep_connection && !pooled {
                         lease.keep();
                     }
                     Err(verdict.error)

@@ -28,6 +28,10 @@
 //! | kill -9 between publish and mark | `faults::cuts_and_kills_…`, `tests/chaos` |
 //! | a refused row holds up its key only; a million rows of a blocked key | `faults::a_million_rows_…`, property tests |
 //! | table missing at the start | `faults::a_relay_that_starts_before_the_table_…` |
+//! | a snapshot held open while many rows pass | `surroundings::a_snapshot_…` |
+//! | connection budget | `surroundings::a_relay_keeps_…` |
+//! | wrong clock, other time zones | `surroundings::a_relay_with_a_wrong_clock_…` |
+//! | a pooler between relay and database | `surroundings::three_relays_behind_a_pooler_…` |
 //! | a table that refuses the relay's own updates | `faults::a_table_that_takes_no_refusals_…` |
 
 #![allow(clippy::unwrap_used, clippy::expect_used)] // what goes wrong in a test is to be seen
@@ -44,3 +48,4 @@ mod outcomes;
 mod replicas;
 mod stopping;
 mod store;
+mod surroundings;

@@ -11,7 +11,7 @@ use tokio::sync::OnceCell;
 use super::guard::{Guard, User, free_port};
 use super::process;
 
-const PASSWORD: &str = "relay-secret";
+pub(super) const PASSWORD: &str = "relay-secret";
 const START_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// A cluster in a temporary folder, with the superuser `relay`.
@@ -207,7 +207,7 @@ impl Postgres {
 }
 
 /// PostgreSQL refuses to run as root; then its own account is used.
-fn server_user() -> Option<User> {
+pub(super) fn server_user() -> Option<User> {
     if id(&["-u"]) != 0 {
         return None;
     }

@@ -4,8 +4,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use sqlx::postgres::{PgConnectOptions, PgConnection};
-use sqlx::{ConnectOptions, Connection};
-use tracing::warn;
+use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Row as _};
+use tracing::{info, warn};
 use url::Url;
 
 use super::error::{STARTUP_REFUSED, classify};
@@ -41,9 +41,7 @@ const PARAMETERS: &[&str] = &[
 pub(super) struct Connector {
     options: PgConnectOptions,
     statement_timeout: Duration,
-    /// False when the URL turns the statement cache off.
-    pub(super) persistent: bool,
-    /// A pooler refused a setting at the start of a connection: it is left out from then on.
+    /// A pooler is between, or may be: see [`Connector::in_transaction`].
     pooled: AtomicBool,
 }
 
@@ -51,7 +49,8 @@ impl Connector {
     /// Reads the URL; `timeout` is the bound of a call.
     pub(super) fn new(url: &Secret, timeout: Duration) -> Result<Self, StoreError> {
         let url = readable(url)?;
-        let persistent = !url
+        // Whoever turns the statement cache off in the URL has a pooler.
+        let pooled = url
             .query_pairs()
             .any(|(key, value)| key == "statement-cache-capacity" && value == "0");
         let mut options = PgConnectOptions::from_url(&url)
@@ -68,30 +67,64 @@ impl Connector {
             // The server gives up first: then the connection lives on, and no forgotten query waits for its lock on
             // the server until the connections run out.
             statement_timeout: timeout.mul_f64(0.9).max(Duration::from_millis(1)),
-            persistent,
-            pooled: AtomicBool::new(false),
+            pooled: AtomicBool::new(pooled),
         })
     }
 
+    /// Whether a pooler is between, as far as it is known.
+    pub(super) fn pooled(&self) -> bool {
+        self.pooled.load(Ordering::Relaxed)
+    }
+
     /// A connection whose statements are bounded by the server as well.
+    ///
+    /// The bound is told in the first message of the connection, as a setting of the session. A pooler refuses it or
+    /// leaves it out, which gives the pooler away: then this call fails, and the next one knows.
     pub(super) async fn connect(&self) -> Result<PgConnection, StoreError> {
-        if self.pooled.load(Ordering::Relaxed) {
+        if self.pooled() {
             return self.connect_unbounded().await;
         }
-        let bound = format!("{}ms", self.statement_timeout.as_millis());
-        match self
-            .options
-            .clone()
-            .options([("statement_timeout", bound)])
-            .connect()
-            .await
-        {
+        let bound = self.statement_timeout.as_millis().to_string();
+        let options = self.options.clone().options([("statement_timeout", &bound)]);
+        let opened = async {
+            let mut connection = options.connect().await?;
+            let asked = "SELECT setting FROM pg_settings WHERE name = 'statement_timeout'";
+            let row = sqlx::raw_sql(asked).fetch_one(&mut connection).await?;
+            Ok((row.try_get::<String, _>(0)? == bound).then_some(connection))
+        };
+        match opened.await {
+            Ok(Some(connection)) => Ok(connection),
+            Ok(None) => Err(self.found_pooler()),
             Err(sqlx::Error::Database(error)) if error.code().as_deref() == Some(STARTUP_REFUSED) => {
-                self.pooled.store(true, Ordering::Relaxed);
-                self.connect_unbounded().await
+                Err(self.found_pooler())
             }
-            other => other.map_err(|error| classify(&error).error),
+            Err(error) => Err(classify(&error).error),
         }
+    }
+
+    fn found_pooler(&self) -> StoreError {
+        if !self.pooled.swap(true, Ordering::Relaxed) {
+            info!("a pooler is between the relay and PostgreSQL: each statement is sent in a transaction of its own");
+        }
+        StoreError::Unavailable("a pooler was found, and is asked again in the way it needs".to_owned())
+    }
+
+    /// One call through a pooler.
+    ///
+    /// The driver prepares a statement in one message and executes it in the next. In between, a pooler in transaction
+    /// mode may change the server connection, and the statement of that name there may be another one: in the worst
+    /// case a mark in place of a read, as both take a list of ids. Within a transaction the server connection stays.
+    pub(super) async fn in_transaction<T>(
+        &self,
+        connection: &mut PgConnection,
+        work: impl AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error>,
+    ) -> Result<T, sqlx::Error> {
+        let bound = self.statement_timeout.as_millis();
+        let begin = format!("BEGIN; SET LOCAL statement_timeout = {bound}");
+        sqlx::raw_sql(AssertSqlSafe(begin)).execute(&mut *connection).await?;
+        let answer = work(connection).await?;
+        sqlx::raw_sql("COMMIT").execute(connection).await?;
+        Ok(answer)
     }
 
     /// A connection for migrations, which take the time they take.

@@ -54,7 +54,7 @@ fn database(error: &PgDatabaseError) -> Verdict {
         (_, "57014" | "55P03") => kept(StoreError::Unavailable(text)),
         // A pooler handed the statement to a server connection that does not have it, or has another by this name.
         (_, "26000" | "42P05") => closed(StoreError::Unavailable(format!(
-            "{text}: a pooler in transaction mode must support prepared statements (PgBouncer: max_prepared_statements)"
+            "{text}: add ?statement-cache-capacity=0 to the database URL, as a pooler is between that did not show"
         ))),
         (_, "3D000") => closed(StoreError::Unavailable(text)),
         ("28", _) => closed(StoreError::Unavailable(format!("login refused: {text}"))),
