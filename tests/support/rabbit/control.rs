@@ -124,14 +124,17 @@ impl Rabbit {
         .await;
     }
 
-    /// Messages that a quorum queue holds, delivered and not acknowledged ones included.
-    pub async fn messages_in(&self, vhost: &str, queue: &str) -> u64 {
+    /// Messages that a quorum queue holds, delivered and not acknowledged ones included; `None` while it does not answer.
+    pub async fn messages_in(&self, vhost: &str, queue: &str) -> Option<u64> {
         let (vhost, queue) = (binary(&vhost_name(vhost)), binary(queue));
         let count = format!(
             "{{ok, Q}} = rabbit_amqqueue:lookup(rabbit_misc:r({vhost}, queue, {queue})), \
-             {{ok, {{_, N}}, _}} = ra:leader_query(amqqueue:get_pid(Q), fun rabbit_fifo:query_messages_total/1), N"
+             case ra:leader_query(amqqueue:get_pid(Q), fun rabbit_fifo:query_messages_total/1) of \
+                 {{ok, {{_, N}}, _}} -> N; \
+                 _ -> unknown \
+             end"
         );
-        self.eval(&count).await.parse().expect("a number")
+        self.eval(&count).await.parse().ok()
     }
 
     /// Evaluates an Erlang expression (without the final dot) in the node and returns its value.
