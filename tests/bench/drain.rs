@@ -4,7 +4,7 @@ use std::time::{Duration, SystemTime};
 
 use crate::ceiling::{self, Ceiling, Window};
 use crate::procfs;
-use crate::stage::Stage;
+use crate::stage::{Source, Stage};
 use crate::support::{Kind, Relay, until};
 
 /// A drain may take this long.
@@ -19,9 +19,12 @@ const LAST_PUBLISH: &str = "outbox_relay_last_publish_timestamp_seconds";
 /// One scenario.
 pub(crate) struct Drain {
     pub(crate) name: &'static str,
+    source: Source,
     queue: Kind,
-    on_sent: &'static str,
-    hot_key: bool,
+    keys: usize,
+    /// Of the ceiling: what strict order allows a single key is one message after the other.
+    window: Window,
+    settings: &'static [(&'static str, &'static str)],
 }
 
 /// The relay, and the mean of the ceilings right before and after it: the machine's pace drifts.
@@ -38,37 +41,70 @@ pub(crate) struct Drained {
     pub(crate) peak_mib: f64,
 }
 
+const MARK: &[(&str, &str)] = &[];
+const DELETE: &[(&str, &str)] = &[("RELAY_OUTBOX_ON_SENT", "delete")];
+const PIPELINED: &[(&str, &str)] = &[("RELAY_ORDERING", "pipelined")];
+
+/// Many keys, unless it is about one.
+const QUORUM_MARK: Drain = Drain {
+    name: "quorum-mark",
+    source: Source::Postgres,
+    queue: Kind::Quorum,
+    keys: 10_000,
+    window: Window::Full,
+    settings: MARK,
+};
+
+pub(crate) const DRAINS: [Drain; 7] = [
+    QUORUM_MARK,
+    Drain {
+        name: "quorum-delete",
+        settings: DELETE,
+        ..QUORUM_MARK
+    },
+    Drain {
+        name: "classic-mark",
+        queue: Kind::Classic,
+        ..QUORUM_MARK
+    },
+    Drain {
+        name: "classic-delete",
+        queue: Kind::Classic,
+        settings: DELETE,
+        ..QUORUM_MARK
+    },
+    Drain {
+        name: "sqlite-mark",
+        source: Source::Sqlite,
+        ..QUORUM_MARK
+    },
+    Drain {
+        name: "hot-key-strict",
+        keys: 1,
+        window: Window::One,
+        ..QUORUM_MARK
+    },
+    Drain {
+        name: "hot-key-pipelined",
+        keys: 1,
+        settings: PIPELINED,
+        ..QUORUM_MARK
+    },
+];
+
 impl Drain {
-    /// Over a thousand keys.
-    pub(crate) const fn new(name: &'static str, queue: Kind, on_sent: &'static str) -> Self {
-        Self {
-            name,
-            queue,
-            on_sent,
-            hot_key: false,
-        }
-    }
-
-    /// All rows of one key.
-    pub(crate) const fn hot_key(name: &'static str, queue: Kind, on_sent: &'static str) -> Self {
-        Self {
-            hot_key: true,
-            ..Self::new(name, queue, on_sent)
-        }
-    }
-
     pub(crate) async fn run(&self, stage: &mut Stage, rows: usize, pairs: usize) -> Vec<Pair> {
-        let (rows, keys, window) = if self.hot_key {
-            (rows / 10, 1, Window::One)
-        } else {
-            (rows, 1_000, Window::Full)
+        let rows = match self.window {
+            Window::Full => rows,
+            Window::One => rows / 10,
         };
         let mut measured = Vec::new();
-        let mut before = self.ceiling(stage, rows, window).await;
+        let mut before = self.ceiling(stage, rows).await;
         for _ in 0..pairs {
-            stage.load(rows, keys).await;
-            let relay = self.relay(stage, rows).await;
-            let after = self.ceiling(stage, rows, window).await;
+            stage.load(self.source, rows, self.keys).await;
+            stage.new_queue(self.queue).await;
+            let relay = drain(stage, self.source, self.settings, rows).await;
+            let after = self.ceiling(stage, rows).await;
             let ceiling = before.mean(after);
             measured.push(Pair { ceiling, relay });
             before = after;
@@ -76,37 +112,45 @@ impl Drain {
         measured
     }
 
-    async fn ceiling(&self, stage: &mut Stage, rows: usize, window: Window) -> Ceiling {
+    async fn ceiling(&self, stage: &mut Stage, rows: usize) -> Ceiling {
         stage.new_queue(self.queue).await;
-        ceiling::measure(stage, rows, window).await
+        ceiling::measure(stage, rows, self.window).await
     }
+}
 
-    async fn relay(&self, stage: &mut Stage, rows: usize) -> Drained {
-        stage.new_queue(self.queue).await;
-        let mut relay = stage.relay().env("RELAY_OUTBOX_ON_SENT", self.on_sent).spawn();
-        let pid = relay.pid();
-        // A first look once something is confirmed; the end is told by the relay itself.
-        let first = relay
-            .wait_metric(PUBLISHED, |count| count > 0.0, Duration::from_secs(20))
-            .await;
-        let (began, cpu) = (unix_now(), procfs::cpu(pid));
-        until("everything is confirmed", TIMEOUT, async || {
-            tokio::time::sleep(LOOK).await;
-            number(&relay, PUBLISHED).await >= rows as f64
-        })
+/// Runs a relay until it has sent and marked so many rows; others may be left.
+pub(crate) async fn drain(stage: &mut Stage, source: Source, settings: &[(&str, &str)], rows: usize) -> Drained {
+    let left = stage.unsent(source).await - rows as i64;
+    let command = stage.relay(source);
+    let command = settings
+        .iter()
+        .fold(command, |command, (name, value)| command.env(name, value));
+    let mut relay = command.spawn();
+    let pid = relay.pid();
+    // A first look once something is confirmed; the end is told by the relay itself.
+    let first = relay
+        .wait_metric(PUBLISHED, |count| count > 0.0, Duration::from_secs(60))
         .await;
-        let ended = number(&relay, LAST_PUBLISH).await;
-        until("everything is marked", TIMEOUT, async || stage.unsent().await == 0).await;
-        let count = rows as f64 - first;
-        let drained = Drained {
-            rate: count / (ended - began),
-            cpu_a_message: (procfs::cpu(pid) - cpu).div_f64(count),
-            peak_mib: procfs::memory_mib(pid, "VmHWM"),
-        };
-        relay.sigterm();
-        assert!(relay.wait(Duration::from_secs(30)).await.success());
-        drained
-    }
+    let (began, cpu) = (unix_now(), procfs::cpu(pid));
+    until("everything is confirmed", TIMEOUT, async || {
+        tokio::time::sleep(LOOK).await;
+        number(&relay, PUBLISHED).await >= rows as f64
+    })
+    .await;
+    let ended = number(&relay, LAST_PUBLISH).await;
+    until("everything is marked", TIMEOUT, async || {
+        stage.unsent(source).await <= left
+    })
+    .await;
+    let count = rows as f64 - first;
+    let drained = Drained {
+        rate: count / (ended - began),
+        cpu_a_message: (procfs::cpu(pid) - cpu).div_f64(count),
+        peak_mib: procfs::memory_mib(pid, "VmHWM"),
+    };
+    relay.sigterm();
+    assert!(relay.wait(Duration::from_secs(30)).await.success());
+    drained
 }
 
 async fn number(relay: &Relay, series: &str) -> f64 {

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::procfs;
-use crate::stage::Stage;
+use crate::stage::{Source, Stage};
 use crate::support::Kind;
 
 /// The start is over by then, and the relay at its slowest pace.
@@ -14,9 +14,9 @@ const TRANSACTIONS: &str =
     "SELECT xact_commit + xact_rollback FROM pg_stat_database WHERE datname = current_database()";
 
 pub(crate) async fn measure(stage: &mut Stage, seconds: u32) -> String {
-    stage.load(0, 1).await;
+    stage.load(Source::Postgres, 0, 1).await;
     stage.new_queue(Kind::Quorum).await;
-    let mut relay = stage.relay().spawn();
+    let mut relay = stage.relay(Source::Postgres).spawn();
     tokio::time::sleep(WARM_UP).await;
     let (cpu, statements) = (procfs::cpu(relay.pid()), stage.number(TRANSACTIONS).await);
     tokio::time::sleep(Duration::from_secs(seconds.into())).await;

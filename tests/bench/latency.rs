@@ -9,7 +9,7 @@ use lapin::types::FieldTable;
 use lapin::{BasicProperties, Connection, ConnectionProperties};
 use tokio::task::JoinHandle;
 
-use crate::stage::{EXCHANGE, ROUTING_KEY, Stage, body, number_in};
+use crate::stage::{EXCHANGE, ROUTING_KEY, Source, Stage, body, number_in};
 use crate::support::Kind;
 
 /// Many keys, so that none waits for its own predecessor.
@@ -55,10 +55,10 @@ impl Pace {
 
 /// Rows are committed one by one; the relay does the rest.
 pub(crate) async fn relayed(stage: &mut Stage, pace: &Pace) -> Vec<Duration> {
-    stage.load(0, 1).await;
+    stage.load(Source::Postgres, 0, 1).await;
     let queue = stage.new_queue(Kind::Quorum).await;
     let arrivals = Arrivals::start(&stage.amqp_url, &queue, pace.rows).await;
-    let mut relay = stage.relay().spawn();
+    let mut relay = stage.relay(Source::Postgres).spawn();
     tokio::time::sleep(WARM_UP).await;
     let start = Instant::now();
     let mut sent = Vec::with_capacity(pace.rows);
@@ -106,13 +106,13 @@ pub(crate) async fn direct(stage: &mut Stage, pace: &Pace) -> Vec<Duration> {
 }
 
 /// When each message came, by its number.
-struct Arrivals {
+pub(crate) struct Arrivals {
     times: Arc<Mutex<Vec<Option<Instant>>>>,
     task: JoinHandle<()>,
 }
 
 impl Arrivals {
-    async fn start(url: &str, queue: &str, count: usize) -> Self {
+    pub(crate) async fn start(url: &str, queue: &str, count: usize) -> Self {
         let times = Arc::new(Mutex::new(vec![None; count]));
         let connection = connect(url).await;
         let channel = connection.create_channel().await.expect("a channel");
@@ -137,7 +137,7 @@ impl Arrivals {
     }
 
     /// How long each message took, once all are there.
-    async fn since(self, sent: &[Instant]) -> Vec<Duration> {
+    pub(crate) async fn since(self, sent: &[Instant]) -> Vec<Duration> {
         let missing = || {
             let times = self.times.lock().expect("no panic while locked");
             times.iter().filter(|time| time.is_none()).count()

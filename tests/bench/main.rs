@@ -8,18 +8,24 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod bare;
 mod ceiling;
 mod drain;
 mod idle;
 mod latency;
+mod memory;
 mod procfs;
 mod report;
 mod stage;
+mod start;
+mod strain;
 
 use clap::Parser;
 
-use drain::Drain;
+use ceiling::Window;
+use drain::DRAINS;
 use stage::Stage;
+use strain::STRAINS;
 use support::Kind;
 
 #[derive(Parser)]
@@ -40,14 +46,6 @@ struct Arguments {
     #[arg(long, hide = true)]
     bench: bool,
 }
-
-const DRAINS: [Drain; 5] = [
-    Drain::new("quorum-mark", Kind::Quorum, "mark"),
-    Drain::new("quorum-delete", Kind::Quorum, "delete"),
-    Drain::new("classic-mark", Kind::Classic, "mark"),
-    Drain::new("classic-delete", Kind::Classic, "delete"),
-    Drain::hot_key("hot-key", Kind::Quorum, "mark"),
-];
 
 #[tokio::main]
 async fn main() {
@@ -73,6 +71,29 @@ async fn main() {
         println!();
     }
 
+    if chosen("bare") {
+        let (mut rates, mut ceilings) = (Vec::new(), Vec::new());
+        for _ in 0..pairs {
+            stage.new_queue(Kind::Quorum).await;
+            let port = stage.rabbit.port();
+            let bare = tokio::task::spawn_blocking(move || bare::measure(port, rows));
+            rates.push(bare.await.expect("it publishes"));
+            stage.new_queue(Kind::Quorum).await;
+            ceilings.push(ceiling::measure(&stage, rows, Window::Full).await.rate);
+        }
+        report::bare_line(&rates, &ceilings);
+    }
+
+    let strains: Vec<_> = STRAINS.iter().filter(|(name, _)| chosen(name)).collect();
+    if !strains.is_empty() {
+        report::strain_header();
+        for (name, strain) in strains {
+            let measured = strain.run(&mut stage, rows, pairs.div_ceil(2)).await;
+            report::strain_line(name, &measured);
+        }
+        println!();
+    }
+
     let paces = [
         latency::Pace::steady("latency-500", 500, if quick { 500 } else { 10_000 }),
         latency::Pace::sporadic("latency-sporadic", if quick { 3 } else { 30 }),
@@ -82,6 +103,17 @@ async fn main() {
         report::latency_line(pace.name, "publish -> consumer, no relay", direct);
         let relayed = latency::relayed(&mut stage, pace).await;
         report::latency_line(pace.name, "commit -> consumer", relayed);
+    }
+    for (name, bytes, fraction) in memory::BODIES {
+        if chosen(name) {
+            let peak = memory::measure(&mut stage, bytes, (rows / fraction).max(1)).await;
+            println!("{name}: {peak:.0} MiB resident at most");
+        }
+    }
+    if chosen("start") {
+        let times = start::measure(&mut stage, if quick { 1 } else { 11 }).await;
+        report::latency_line("start", "process -> first message, a row waiting", times);
+        println!("start: the program is a file of {:.1} MB", start::binary_mb());
     }
     if chosen("idle") {
         println!("idle: {}", idle::measure(&mut stage, if quick { 2 } else { 20 }).await);

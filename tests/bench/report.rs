@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::drain::Pair;
+use crate::strain::Strained;
 
 pub(crate) fn drain_header() {
     println!(
@@ -22,6 +23,29 @@ pub(crate) fn drain_line(name: &str, pairs: &[Pair]) {
         spread(&|pair| micros(pair.relay.cpu_a_message), 1),
         spread(&|pair| micros(pair.ceiling.cpu_a_message), 1),
         spread(&|pair| pair.relay.peak_mib, 0),
+    );
+}
+
+pub(crate) fn strain_header() {
+    println!("| strain | without, msg/s | under it, msg/s | ratio |\n|---|---|---|---|");
+}
+
+pub(crate) fn strain_line(name: &str, measured: &[Strained]) {
+    let spread = |value: &dyn Fn(&Strained) -> f64, digits| Spread::of(measured.iter().map(value)).text(digits);
+    println!(
+        "| {name} | {} | {} | {} |",
+        spread(&|strained| strained.without, 0),
+        spread(&|strained| strained.under, 0),
+        spread(&|strained| strained.under / strained.without, 2),
+    );
+}
+
+pub(crate) fn bare_line(rates: &[f64], ceilings: &[f64]) {
+    let ratios = ceilings.iter().zip(rates).map(|(ceiling, rate)| ceiling / rate);
+    println!(
+        "bare socket, prepared frames: {} msg/s; the ceiling is {} of it\n",
+        Spread::of(rates.iter().copied()).text(0),
+        Spread::of(ratios).text(2)
     );
 }
 

@@ -1,8 +1,8 @@
-//! The servers, and what stands on them: one outbox table, one exchange, one queue at a time.
+//! The servers, and what stands on them: an outbox table in each database, one exchange, one queue at a time.
 
 use std::time::Duration;
 
-use sqlx::{AssertSqlSafe, Connection, PgConnection};
+use sqlx::{AssertSqlSafe, Connection, PgConnection, SqliteConnection};
 
 use crate::support::{Kind, Postgres, Rabbit, Relay, RelayCommand, declare};
 
@@ -15,12 +15,22 @@ pub(crate) const BODY: usize = 256;
 /// After a queue was deleted and rows were loaded, the servers clean up: not to be measured.
 const SETTLE: Duration = Duration::from_millis(500);
 
+/// Where the rows are.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Source {
+    Postgres,
+    Sqlite,
+}
+
 pub(crate) struct Stage {
     _postgres: Postgres,
-    rabbit: Rabbit,
+    pub(crate) rabbit: Rabbit,
     pub(crate) database_url: String,
     pub(crate) amqp_url: String,
     pub(crate) db: PgConnection,
+    sqlite_url: String,
+    sqlite: SqliteConnection,
+    _folder: tempfile::TempDir,
     queues: usize,
 }
 
@@ -33,19 +43,27 @@ impl Stage {
         );
         let database_url = postgres.create_database().await;
         let amqp_url = rabbit.url();
-        let env = [
-            ("RELAY_DATABASE_URL", database_url.as_str()),
-            ("RELAY_AMQP_URL", amqp_url.as_str()),
-        ];
-        let (status, out, err) = Relay::run_to_end(&["migrate"], &env).await;
-        assert!(status.success(), "{out}{err}");
+        let folder = tempfile::tempdir().expect("a folder");
+        let sqlite_url = format!("sqlite://{}", folder.path().join("bench.db").display());
+        for url in [&database_url, &sqlite_url] {
+            let env = [
+                ("RELAY_DATABASE_URL", url.as_str()),
+                ("RELAY_AMQP_URL", amqp_url.as_str()),
+            ];
+            let (status, out, err) = Relay::run_to_end(&["migrate"], &env).await;
+            assert!(status.success(), "{out}{err}");
+        }
         let db = PgConnection::connect(&database_url).await.expect("the server is up");
+        let sqlite = SqliteConnection::connect(&sqlite_url).await.expect("the file is there");
         Self {
             _postgres: postgres,
             rabbit,
             database_url,
             amqp_url,
             db,
+            sqlite_url,
+            sqlite,
+            _folder: folder,
             queues: 0,
         }
     }
@@ -62,10 +80,14 @@ impl Stage {
         )
     }
 
-    /// A relay between the servers, not started yet.
-    pub(crate) fn relay(&self) -> RelayCommand {
+    /// A relay between database and broker, not started yet.
+    pub(crate) fn relay(&self, source: Source) -> RelayCommand {
+        let url = match source {
+            Source::Postgres => &self.database_url,
+            Source::Sqlite => &self.sqlite_url,
+        };
         Relay::command()
-            .env("RELAY_DATABASE_URL", &self.database_url)
+            .env("RELAY_DATABASE_URL", url)
             .env("RELAY_AMQP_URL", &self.amqp_url)
             .env("RELAY_AMQP_EXCHANGE", EXCHANGE)
             .env("RELAY_ORDERING", "strict")
@@ -85,19 +107,67 @@ impl Stage {
     }
 
     /// Empties the table and fills it. The checkpoint comes before, as for rows that were written a moment ago.
-    pub(crate) async fn load(&mut self, rows: usize, keys: usize) {
+    pub(crate) async fn load(&mut self, source: Source, rows: usize, keys: usize) {
+        match source {
+            Source::Postgres => {
+                self.clear().await;
+                self.insert(&Rows {
+                    count: rows,
+                    keys,
+                    ..Rows::default()
+                })
+                .await;
+                self.run("ANALYZE outbox").await;
+            }
+            Source::Sqlite => {
+                // As `body` writes it.
+                let insert = format!(
+                    "DELETE FROM outbox; PRAGMA wal_checkpoint(TRUNCATE);
+                     WITH RECURSIVE s (n) AS (SELECT 1 WHERE {rows} > 0 UNION ALL SELECT n + 1 FROM s WHERE n < {rows})
+                     INSERT INTO outbox (routing_key, ordering_key, payload)
+                     SELECT '{ROUTING_KEY}', 'key-' || n % {keys},
+                            substr('{{\"n\":' || n || ',\"pad\":\"' || replace(hex(zeroblob({BODY})), '00', 'x'), 1, {}) || '\"}}'
+                     FROM s; PRAGMA wal_checkpoint(TRUNCATE)",
+                    BODY - 2
+                );
+                let done = sqlx::raw_sql(AssertSqlSafe(insert)).execute(&mut self.sqlite).await;
+                done.expect("it runs");
+            }
+        }
+    }
+
+    pub(crate) async fn clear(&mut self) {
         self.run("TRUNCATE outbox RESTART IDENTITY").await;
         self.run("CHECKPOINT").await;
-        if rows > 0 {
-            self.run(&format!(
-                "INSERT INTO outbox (routing_key, ordering_key, payload)
-                 SELECT '{ROUTING_KEY}', 'key-' || n % {keys}, (rpad('{{\"n\":' || n || ',\"pad\":\"', {}, 'x') || '\"}}')::json
-                 FROM generate_series(1, {rows}) AS n",
-                BODY - 2
-            ))
-            .await;
+    }
+
+    /// Adds rows to the table in PostgreSQL.
+    pub(crate) async fn insert(&mut self, rows: &Rows) {
+        let Rows {
+            count,
+            key,
+            keys,
+            bytes,
+            sent_ago,
+            delay,
+        } = rows;
+        if *count == 0 {
+            return;
         }
-        self.run("ANALYZE outbox").await;
+        let interval = |text: &Option<&str>, sign: char| match text {
+            Some(text) => format!("now() {sign} interval '{text}'"),
+            None => "NULL".to_owned(),
+        };
+        self.run(&format!(
+            "INSERT INTO outbox (routing_key, ordering_key, payload, sent_at, available_at)
+             SELECT '{ROUTING_KEY}', '{key}-' || n % {keys},
+                    (rpad('{{\"n\":' || n || ',\"pad\":\"', {}, 'x') || '\"}}')::json, {}, {}
+             FROM generate_series(1, {count}) AS n",
+            bytes - 2,
+            interval(sent_ago, '-'),
+            interval(delay, '+')
+        ))
+        .await;
     }
 
     pub(crate) async fn run(&mut self, sql: &str) {
@@ -115,9 +185,41 @@ impl Stage {
     }
 
     /// Rows that are neither sent nor dead.
-    pub(crate) async fn unsent(&mut self) -> i64 {
-        self.number("SELECT count(*) FROM outbox WHERE sent_at IS NULL AND dead_at IS NULL")
-            .await
+    pub(crate) async fn unsent(&mut self, source: Source) -> i64 {
+        const COUNT: &str = "SELECT count(*) FROM outbox WHERE sent_at IS NULL AND dead_at IS NULL";
+        match source {
+            Source::Postgres => self.number(COUNT).await,
+            Source::Sqlite => sqlx::query_scalar(COUNT)
+                .fetch_one(&mut self.sqlite)
+                .await
+                .expect("a number"),
+        }
+    }
+}
+
+/// Rows to insert.
+pub(crate) struct Rows {
+    pub(crate) count: usize,
+    pub(crate) key: &'static str,
+    pub(crate) keys: usize,
+    /// Of a body, at least 32.
+    pub(crate) bytes: usize,
+    /// Sent so long ago; `None`: to be sent.
+    pub(crate) sent_ago: Option<&'static str>,
+    /// Not to be sent before.
+    pub(crate) delay: Option<&'static str>,
+}
+
+impl Default for Rows {
+    fn default() -> Self {
+        Self {
+            count: 0,
+            key: "key",
+            keys: 10_000,
+            bytes: BODY,
+            sent_ago: None,
+            delay: None,
+        }
     }
 }
 

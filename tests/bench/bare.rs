@@ -1,0 +1,187 @@
+//! The limit behind the ceiling: prepared frames on a bare socket, by hand. What a client library costs is the difference.
+
+use std::collections::BTreeSet;
+use std::io::{BufReader, Read, Write};
+use std::net::TcpStream;
+use std::time::Instant;
+
+use crate::stage::{EXCHANGE, ROUTING_KEY, body};
+
+/// As the relay publishes: four channels, each with a quarter of a window of 1,000.
+const CHANNELS: usize = 4;
+const BATCH: usize = 250;
+
+const METHOD: u8 = 1;
+const HEADER: u8 = 2;
+const BODY: u8 = 3;
+const HEARTBEAT: u8 = 8;
+const FRAME_END: u8 = 0xCE;
+
+const BASIC_ACK: (u16, u16) = (60, 80);
+
+/// Messages a second, from the first confirmed batch to the last.
+pub(crate) fn measure(port: u16, count: usize) -> f64 {
+    let mut wire = Wire::log_in(port);
+    let batch = Batch::prepare();
+    let mut published = [0_u64; CHANNELS + 1];
+    let mut awaited = [const { BTreeSet::new() }; CHANNELS + 1];
+    for channel in 1..=CHANNELS {
+        wire.call(channel, &[&[0, 20, 0, 10], short("").as_slice()].concat());
+        wire.call(channel, &[0, 85, 0, 10, 0]);
+    }
+    let mut publish = |wire: &mut Wire, channel: usize, awaited: &mut BTreeSet<u64>| {
+        wire.stream.write_all(&batch.on(channel)).expect("it writes");
+        let first = published[channel] + 1;
+        published[channel] += BATCH as u64;
+        awaited.extend(first..=published[channel]);
+    };
+    for (channel, tags) in awaited.iter_mut().enumerate().skip(1) {
+        publish(&mut wire, channel, tags);
+    }
+    let mut confirmed = Vec::new();
+    while awaited.iter().any(|tags| !tags.is_empty()) {
+        let (channel, method, arguments) = wire.method();
+        assert_eq!(method, BASIC_ACK, "a confirm");
+        let tag = u64::from_be_bytes(arguments[..8].try_into().expect("a delivery tag"));
+        let tags = &mut awaited[channel];
+        let multiple = arguments[8] & 1 == 1;
+        if multiple {
+            *tags = tags.split_off(&(tag + 1));
+        } else {
+            tags.remove(&tag);
+        }
+        if tags.is_empty() {
+            confirmed.push(Instant::now());
+            if (confirmed.len() + CHANNELS - 1) * BATCH < count {
+                publish(&mut wire, channel, tags);
+            }
+        }
+    }
+    let (first, last) = (confirmed[0], confirmed[confirmed.len() - 1]);
+    ((confirmed.len() - 1) * BATCH) as f64 / (last - first).as_secs_f64()
+}
+
+struct Wire {
+    stream: TcpStream,
+    reader: BufReader<TcpStream>,
+}
+
+impl Wire {
+    fn log_in(port: u16) -> Self {
+        let stream = TcpStream::connect(("127.0.0.1", port)).expect("the broker is up");
+        stream.set_nodelay(true).expect("a socket");
+        let reader = BufReader::with_capacity(1 << 16, stream.try_clone().expect("a socket"));
+        let mut wire = Self { stream, reader };
+        wire.stream.write_all(b"AMQP\x00\x00\x09\x01").expect("it writes");
+        wire.method();
+        // start-ok: no properties, PLAIN; tune-ok: what the broker offered, no heartbeat; open "/".
+        let secret = b"\0guest\0guest";
+        let length = u32::try_from(secret.len()).expect("short").to_be_bytes();
+        let mut start = vec![0, 10, 0, 11, 0, 0, 0, 0];
+        start.extend([short("PLAIN"), length.to_vec(), secret.to_vec(), short("en_US")].concat());
+        wire.send(0, &start);
+        let (_, _, tune) = wire.method();
+        wire.send(0, &[&[0, 10, 0, 31], &tune[..6], &[0, 0]].concat());
+        wire.call(0, &[&[0, 10, 0, 40], short("/").as_slice(), &[0, 0]].concat());
+        wire
+    }
+
+    fn send(&mut self, channel: usize, payload: &[u8]) {
+        self.stream
+            .write_all(&frame(METHOD, channel, payload))
+            .expect("it writes");
+    }
+
+    /// Sends a method and waits for the answer to it.
+    fn call(&mut self, channel: usize, payload: &[u8]) {
+        self.send(channel, payload);
+        let (_, (class, method), _) = self.method();
+        let asked = u16::from_be_bytes([payload[2], payload[3]]);
+        assert_eq!((class, method), (u16::from(payload[1]), asked + 1), "the answer to it");
+    }
+
+    /// The next method: channel, class and method, arguments.
+    fn method(&mut self) -> (usize, (u16, u16), Vec<u8>) {
+        loop {
+            let mut head = [0; 7];
+            self.reader.read_exact(&mut head).expect("it reads");
+            let length = u32::from_be_bytes([head[3], head[4], head[5], head[6]]);
+            let mut payload = vec![0; length as usize + 1];
+            self.reader.read_exact(&mut payload).expect("it reads");
+            assert_eq!(payload.pop(), Some(FRAME_END));
+            if head[0] == HEARTBEAT {
+                continue;
+            }
+            let number = |at: usize| u16::from_be_bytes([payload[at], payload[at + 1]]);
+            let method = (number(0), number(2));
+            return (
+                u16::from_be_bytes([head[1], head[2]]).into(),
+                method,
+                payload.split_off(4),
+            );
+        }
+    }
+}
+
+/// The frames of one batch, as the relay's messages look.
+struct Batch {
+    messages: Vec<[Vec<u8>; 3]>,
+}
+
+impl Batch {
+    fn prepare() -> Self {
+        let mandatory = 1;
+        let publish = [
+            &[0, 60, 0, 40, 0, 0],
+            short(EXCHANGE).as_slice(),
+            &short(ROUTING_KEY),
+            &[mandatory],
+        ]
+        .concat();
+        let one = |n: usize| {
+            let body = body(n);
+            // content_type, delivery_mode, message_id, timestamp: their flags, then their values in this order.
+            let flags: u16 = 1 << 15 | 1 << 12 | 1 << 7 | 1 << 6;
+            let header = [
+                &[0, 60, 0, 0],
+                (body.len() as u64).to_be_bytes().as_slice(),
+                &flags.to_be_bytes(),
+                &short("application/json"),
+                &[2],
+                &short("7f0c2a9e-4f7b-4f57-9a0e-2f6b0d3c1a55"),
+                &1_700_000_000_u64.to_be_bytes(),
+            ]
+            .concat();
+            [publish.clone(), header, body]
+        };
+        Self {
+            messages: (1..=BATCH).map(one).collect(),
+        }
+    }
+
+    fn on(&self, channel: usize) -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(BATCH * 512);
+        for parts in &self.messages {
+            for (kind, part) in [METHOD, HEADER, BODY].into_iter().zip(parts) {
+                bytes.extend(frame(kind, channel, part));
+            }
+        }
+        bytes
+    }
+}
+
+fn frame(kind: u8, channel: usize, payload: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(payload.len() + 8);
+    bytes.push(kind);
+    bytes.extend(u16::try_from(channel).expect("few channels").to_be_bytes());
+    bytes.extend(u32::try_from(payload.len()).expect("a small frame").to_be_bytes());
+    bytes.extend(payload);
+    bytes.push(FRAME_END);
+    bytes
+}
+
+fn short(text: &str) -> Vec<u8> {
+    let mut bytes = vec![u8::try_from(text.len()).expect("a short text")];
+    bytes.extend(text.as_bytes());
+    bytes
+}

@@ -1,0 +1,121 @@
+//! What slows others down: the same drain under a strain and without it, in turn.
+
+use sqlx::{Connection, PgConnection};
+
+use crate::drain::drain;
+use crate::stage::{Rows, Source, Stage};
+use crate::support::Kind;
+
+/// What is in the way.
+#[derive(Clone, Copy)]
+pub(crate) enum Strain {
+    /// Fifty times the rows were sent and are kept, and ten times wait; against the rows in a table of their own.
+    FullTable,
+    /// A snapshot is open while twenty times the rows are sent.
+    Snapshot,
+    /// Ten times the rows wait behind the first row of their key, which is not due.
+    BlockedKey,
+    /// Fifty times the rows are older than the retention, and are purged meanwhile.
+    Purge,
+}
+
+pub(crate) const STRAINS: [(&str, Strain); 4] = [
+    ("full-table", Strain::FullTable),
+    ("open-snapshot", Strain::Snapshot),
+    ("blocked-key", Strain::BlockedKey),
+    ("purge", Strain::Purge),
+];
+
+/// Messages a second.
+pub(crate) struct Strained {
+    pub(crate) without: f64,
+    pub(crate) under: f64,
+}
+
+impl Strain {
+    pub(crate) async fn run(self, stage: &mut Stage, rows: usize, pairs: usize) -> Vec<Strained> {
+        let mut measured = Vec::new();
+        for _ in 0..pairs {
+            let without = self.without(stage, rows).await;
+            let under = self.under(stage, rows).await;
+            measured.push(Strained { without, under });
+        }
+        stage.clear().await;
+        measured
+    }
+
+    async fn without(self, stage: &mut Stage, rows: usize) -> f64 {
+        let rows = match self {
+            Self::FullTable | Self::BlockedKey => rows,
+            Self::Snapshot => 20 * rows,
+            Self::Purge => 10 * rows,
+        };
+        stage.clear().await;
+        waiting(stage, rows).await;
+        rate(stage, "off", rows).await
+    }
+
+    async fn under(self, stage: &mut Stage, rows: usize) -> f64 {
+        stage.clear().await;
+        match self {
+            Self::FullTable => {
+                sent(stage, 50 * rows, "1 hour").await;
+                waiting(stage, 10 * rows).await;
+                rate(stage, "off", 10 * rows).await
+            }
+            Self::Snapshot => {
+                let mut reader = PgConnection::connect(&stage.database_url)
+                    .await
+                    .expect("the server is up");
+                let open = "BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM outbox";
+                sqlx::raw_sql(open).execute(&mut reader).await.expect("it runs");
+                waiting(stage, 20 * rows).await;
+                let rate = rate(stage, "off", 20 * rows).await;
+                sqlx::raw_sql("COMMIT").execute(&mut reader).await.expect("still open");
+                rate
+            }
+            Self::BlockedKey => {
+                let blocked = |count, delay| Rows {
+                    count,
+                    key: "blocked",
+                    keys: 1,
+                    delay,
+                    ..Rows::default()
+                };
+                stage.insert(&blocked(1, Some("1 hour"))).await;
+                stage.insert(&blocked(10 * rows, None)).await;
+                waiting(stage, rows).await;
+                rate(stage, "off", rows).await
+            }
+            Self::Purge => {
+                sent(stage, 50 * rows, "8 days").await;
+                waiting(stage, 10 * rows).await;
+                rate(stage, "7d", 10 * rows).await
+            }
+        }
+    }
+}
+
+async fn waiting(stage: &mut Stage, count: usize) {
+    let rows = Rows {
+        count,
+        ..Rows::default()
+    };
+    stage.insert(&rows).await;
+    stage.run("VACUUM ANALYZE outbox").await;
+}
+
+async fn sent(stage: &mut Stage, count: usize, ago: &'static str) {
+    let rows = Rows {
+        count,
+        sent_ago: Some(ago),
+        ..Rows::default()
+    };
+    stage.insert(&rows).await;
+}
+
+async fn rate(stage: &mut Stage, retention: &str, rows: usize) -> f64 {
+    stage.new_queue(Kind::Quorum).await;
+    let settings = [("RELAY_OUTBOX_RETENTION", retention)];
+    drain(stage, Source::Postgres, &settings, rows).await.rate
+}
