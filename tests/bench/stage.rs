@@ -125,7 +125,7 @@ impl Stage {
                     "DELETE FROM outbox; PRAGMA wal_checkpoint(TRUNCATE);
                      WITH RECURSIVE s (n) AS (SELECT 1 WHERE {rows} > 0 UNION ALL SELECT n + 1 FROM s WHERE n < {rows})
                      INSERT INTO outbox (routing_key, ordering_key, payload)
-                     SELECT '{ROUTING_KEY}', 'key-' || n % {keys},
+                     SELECT '{ROUTING_KEY}', 'key-' || (n % {keys}),
                             substr('{{\"n\":' || n || ',\"pad\":\"' || replace(hex(zeroblob({BODY})), '00', 'x'), 1, {}) || '\"}}'
                      FROM s; PRAGMA wal_checkpoint(TRUNCATE)",
                     BODY - 2
