@@ -33,6 +33,9 @@ enum Command {
         /// Write the SQL instead of running it
         #[arg(long)]
         print: bool,
+        /// PostgreSQL: make a trigger, too, that wakes a sleeping relay on inserts (and costs each insert some microseconds)
+        #[arg(long)]
+        with_wakeup: bool,
     },
     /// Check configuration, database, table, broker and exchange, one line each; exit code 1 if any fails
     Check,
@@ -94,7 +97,7 @@ async fn execute(command: Command, loaded: Loaded) -> anyhow::Result<ExitCode> {
     let Loaded { config, warnings } = loaded;
     match command {
         Command::Run => run::run(config).await,
-        Command::Migrate { print } => migrate::migrate(config, print).await,
+        Command::Migrate { print, with_wakeup } => migrate::migrate(config, print, with_wakeup).await,
         Command::Check => Ok(check::check(&config, &warnings).await),
         Command::Healthcheck { ready } => healthcheck::healthcheck(&config, ready).await,
     }

@@ -11,6 +11,7 @@ mod publisher;
 pub mod reader;
 mod reading;
 mod settler;
+mod wakeup;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -55,6 +56,8 @@ enum Event {
         read: (u64, Read),
         answer: Result<Answer, StoreError>,
     },
+    /// Rows may have been inserted: it is worth a look.
+    Inserted,
     Leases(Leases),
     Connected {
         generation: Generation,
@@ -159,6 +162,8 @@ pub async fn run(parts: Parts, stop: watch::Receiver<Stop>) -> Ended {
     if let Some(retention) = config.outbox.retention {
         tasks.spawn(housekeeping::purge(store.clone(), metrics.clone(), retention));
     }
+    let (sleep, asleep) = watch::channel(false);
+    tasks.spawn(wakeup::run(store.clone(), asleep, events.clone()));
     let publisher = Publisher {
         broker,
         metrics: metrics.clone(),
@@ -179,6 +184,7 @@ pub async fn run(parts: Parts, stop: watch::Receiver<Stop>) -> Ended {
             reads,
             jobs,
             gives,
+            sleep,
         },
         partitions(&config),
         config.shutdown,

@@ -16,9 +16,11 @@ mod purge;
 mod slot;
 pub mod sqlite;
 mod values;
+mod wakeup;
 
 pub use migrate::Applied;
 pub use values::share_of;
+pub use wakeup::Wakeups;
 
 /// Bodies up to this many bytes travel with the row; larger ones are fetched when there is room for them,
 /// so that a page of rows is bounded in bytes as well.
@@ -66,6 +68,32 @@ pub fn migration_sql(url: &Secret, table: &TableName) -> Result<String, StoreErr
         Kind::Postgres => postgres::migration_sql(table),
         Kind::Sqlite => sqlite::migration_sql(table),
     })
+}
+
+/// Makes the trigger that wakes relays which sleep between two polls.
+///
+/// # Errors
+/// [`StoreError::Failed`] for a database that has none; else as for [`migrate`].
+pub async fn migrate_wakeup(url: &Secret, options: StoreOptions) -> Result<(), StoreError> {
+    match Kind::of(url)? {
+        Kind::Postgres => postgres::Postgres::new(url, options)?.migrate_wakeup().await,
+        Kind::Sqlite => Err(no_wakeup()),
+    }
+}
+
+/// The statements of [`migrate_wakeup`].
+///
+/// # Errors
+/// [`StoreError::Failed`] for a database that has none.
+pub fn wakeup_sql(url: &Secret, table: &TableName) -> Result<String, StoreError> {
+    match Kind::of(url)? {
+        Kind::Postgres => Ok(postgres::wakeup_sql(table)),
+        Kind::Sqlite => Err(no_wakeup()),
+    }
+}
+
+fn no_wakeup() -> StoreError {
+    StoreError::Failed("--with-wakeup is for PostgreSQL: in other databases rows are found by polling".to_owned())
 }
 
 enum Kind {
@@ -144,6 +172,12 @@ pub trait Store: Send + Sync {
 
     /// Whether a row can appear below ids already seen. False where writers come one at a time.
     fn commits_out_of_order(&self) -> bool;
+
+    /// An ear for inserts, on a connection of its own; `None` where the table or the database has none. Fails where there
+    /// is one that does not hear.
+    async fn wakeups(&self) -> Result<Option<Box<dyn Wakeups>>, StoreError> {
+        Ok(None)
+    }
 
     /// Closes the connections; bounded in time.
     async fn close(&self);

@@ -5,16 +5,24 @@ use std::process::ExitCode;
 use crate::config::Config;
 use crate::store;
 
-pub(super) async fn migrate(config: Config, print: bool) -> anyhow::Result<ExitCode> {
-    let options = super::store_options(&config);
+pub(super) async fn migrate(config: Config, print: bool, with_wakeup: bool) -> anyhow::Result<ExitCode> {
+    let (url, options) = (&config.database_url, super::store_options(&config));
     if print {
-        print!("{}", store::migration_sql(&config.database_url, &options.table)?);
+        let wakeup = match with_wakeup {
+            true => format!("\n{}", store::wakeup_sql(url, &options.table)?),
+            false => String::new(),
+        };
+        print!("{}{wakeup}", store::migration_sql(url, &options.table)?);
         return Ok(ExitCode::SUCCESS);
     }
     let table = options.table.clone();
-    let applied = store::migrate(&config.database_url, options).await?;
+    let applied = store::migrate(url, options.clone()).await?;
     for migration in &applied {
         println!("applied migration {}: {}", migration.version, migration.name);
+    }
+    if with_wakeup {
+        store::migrate_wakeup(url, options).await?;
+        println!("a trigger wakes relays when rows are inserted");
     }
     println!("{table} is up to date");
     Ok(ExitCode::SUCCESS)

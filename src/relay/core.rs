@@ -38,6 +38,8 @@ pub(super) struct Queues {
     pub(super) jobs: mpsc::Sender<Job>,
     /// Shares to be given back: at most as many as there are.
     pub(super) gives: mpsc::UnboundedSender<Lease>,
+    /// Whether a long pause between reads is worth a wake-up.
+    pub(super) sleep: watch::Sender<bool>,
 }
 
 pub(super) struct Core {
@@ -155,6 +157,7 @@ impl Core {
         self.publish();
         self.settle(now);
         self.read(now);
+        self.sleep();
         self.tell();
         self.metrics
             .in_flight
@@ -211,6 +214,16 @@ impl Core {
         }
     }
 
+    /// When nothing has come for a while.
+    fn sleep(&self) {
+        let asleep = self.plan.is_idle();
+        self.queues.sleep.send_if_modified(|before| {
+            let changed = *before != asleep;
+            *before = asleep;
+            changed
+        });
+    }
+
     fn wait(&self, stopping: Option<&Stopping>) -> Duration {
         let now = self.now();
         let mark = self
@@ -234,6 +247,7 @@ impl Core {
         let now = self.now();
         match event {
             Event::Read { read, answer } => self.take_read(read, answer, now),
+            Event::Inserted => self.plan.look(now),
             Event::Leases(leases) => self.take_leases(leases),
             Event::Connected { generation, lanes } => {
                 self.lanes = lanes

@@ -25,6 +25,9 @@ const FETCH_PAGE: usize = 500;
 /// Where the database tells cheaply whether anything changed, it is asked at least this often.
 const CHANGE_INTERVAL: Duration = Duration::from_millis(10);
 
+/// Pauses between reads from which on a wake-up is worth its cost.
+const WAKEUP_FROM: Duration = Duration::from_millis(16);
+
 /// How many ids below the first row are taken for skipped: transactions that were open then.
 const START_WATCH: i64 = 1_000;
 
@@ -118,6 +121,8 @@ pub struct Plan {
     holes: Holes,
     head_at: Time,
     idle: Duration,
+    /// A head read is wanted that began after this was set.
+    wanted: bool,
     /// Whether the database can tell cheaply that nothing changed.
     tells_changes: bool,
     /// The last head read was empty: that question comes first.
@@ -151,6 +156,7 @@ impl Plan {
             unproven: None,
             holes: Holes::default(),
             head_at: Duration::ZERO,
+            wanted: false,
             tells_changes: true,
             ask_first: false,
             probe_at: Duration::ZERO,
@@ -179,6 +185,17 @@ impl Plan {
             self.head_at = Duration::ZERO;
             self.dead_keys_due = self.watch_dead_keys;
         }
+    }
+
+    /// Something may have been inserted: the next head read is now. Does not make the reads after it any quicker.
+    pub fn look(&mut self, now: Time) {
+        self.wanted = true;
+        self.head_at = self.head_at.min(now);
+    }
+
+    /// Whether so little comes that the pauses between reads have become long.
+    pub fn is_idle(&self) -> bool {
+        self.reads() && self.errors == 0 && self.idle >= WAKEUP_FROM
     }
 
     /// Which reading a question belongs to.
@@ -252,6 +269,7 @@ impl Plan {
         if self.ask_first && self.tells_changes {
             return Some(Read::Changed);
         }
+        self.wanted = false;
         let limit = u32::try_from(room).unwrap_or(u32::MAX).min(self.poll.batch_size);
         Some(Read::Head {
             after: self.cursor,
@@ -344,7 +362,7 @@ impl Plan {
         self.ends_found += u64::from(!full);
         let Some(last) = rows.last().map(|row| row.id) else {
             self.idle = (self.idle * 2).min(self.poll.max_interval);
-            self.head_at = now + self.idle;
+            self.head_at = if self.wanted { now } else { now + self.idle };
             self.ask_first = true;
             return;
         };

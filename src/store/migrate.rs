@@ -44,9 +44,14 @@ pub(super) fn render(migration: &Migration, table: &TableName) -> String {
 
 /// The book's quoted name.
 pub(super) fn book(table: &TableName) -> String {
+    in_schema(table, BOOK)
+}
+
+/// The quoted name of something in the schema of the outbox.
+pub(super) fn in_schema(table: &TableName, name: &str) -> String {
     match table.schema() {
-        Some(schema) => format!("{}.\"{BOOK}\"", quoted(schema)),
-        None => format!("\"{BOOK}\""),
+        Some(schema) => format!("{}.{}", quoted(schema), quoted(name)),
+        None => quoted(name),
     }
 }
 

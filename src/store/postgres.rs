@@ -16,7 +16,9 @@ use super::migrate::Applied;
 use super::purge::{PurgeWalk, WINDOWS_PER_CALL};
 use super::slot::{Slot, within};
 use super::values::{FailureColumns, raw, seconds, sorted, unreadable};
-use super::{Backlog, Failure, Holder, LeaseAsk, LeaseView, Probe, Shares, Store, StoreError, StoreOptions, Stub};
+use super::{
+    Backlog, Failure, Holder, LeaseAsk, LeaseView, Probe, Shares, Store, StoreError, StoreOptions, Stub, Wakeups,
+};
 use crate::broker::Confirmed;
 use crate::config::{Secret, TableName};
 use crate::message::{OrderingKey, OutboxRow, RowId};
@@ -27,6 +29,7 @@ mod inspect;
 mod migrate;
 mod rows;
 mod statements;
+mod wakeup;
 
 use connect::Connector;
 use statements::Statements;
@@ -77,6 +80,14 @@ impl Postgres {
     /// [`StoreError::SchemaMissing`] for a schema that does not exist, [`StoreError::Denied`] where the role may not.
     pub async fn migrate(&self) -> Result<Vec<Applied>, StoreError> {
         migrate::migrate(&self.connector, &self.options.table).await
+    }
+
+    /// Makes, or makes anew, the trigger that wakes relays; see [`super::wakeup_sql`].
+    ///
+    /// # Errors
+    /// [`StoreError::Denied`] where the role may not, [`StoreError::SchemaMissing`] without a table.
+    pub async fn migrate_wakeup(&self) -> Result<(), StoreError> {
+        migrate::run_script(&self.connector, wakeup::sql(&self.options.table)).await
     }
 
     async fn statements(&self) -> Result<Arc<Statements>, StoreError> {
@@ -329,6 +340,23 @@ impl Store for Postgres {
         true
     }
 
+    async fn wakeups(&self) -> Result<Option<Box<dyn Wakeups>>, StoreError> {
+        let sql: Arc<str> = wakeup::query().into();
+        let rows = self
+            .rows(&self.housekeeping, self.query(&sql).bind(self.table.as_str()))
+            .await?;
+        let Some(oid) = decode(&rows, |row| row.try_get::<i64, _>(0))?.pop() else {
+            return Ok(None);
+        };
+        if self.connector.pooled() {
+            return Err(StoreError::Failed(
+                "the wake-up needs a connection without a pooler between".to_owned(),
+            ));
+        }
+        let ear = wakeup::listen(&self.connector, oid, self.options.timeout).await?;
+        Ok(Some(Box::new(ear)))
+    }
+
     async fn close(&self) {
         tokio::join!(
             self.read.close(),
@@ -342,6 +370,11 @@ impl Store for Postgres {
 /// The statements that make the tables, with the relay's note of them; see [`super::migration_sql`].
 pub fn migration_sql(table: &TableName) -> String {
     migrate::sql(table)
+}
+
+/// The statements that make the wake-up; see [`super::wakeup_sql`].
+pub fn wakeup_sql(table: &TableName) -> String {
+    wakeup::sql(table)
 }
 
 fn lease_dialect() -> Dialect {

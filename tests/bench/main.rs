@@ -12,6 +12,7 @@ mod bare;
 mod ceiling;
 mod drain;
 mod idle;
+mod inserts;
 mod latency;
 mod memory;
 mod procfs;
@@ -94,6 +95,14 @@ async fn main() {
         println!();
     }
 
+    if chosen("wakeup-inserts") {
+        let (seconds, pairs) = if quick { (1, 1) } else { (10, pairs) };
+        report::strain_header();
+        let measured = inserts::measure(&mut stage, seconds, pairs).await;
+        report::strain_line("wakeup-inserts (32 writers)", &measured);
+        println!();
+    }
+
     let paces = [
         latency::Pace::steady("latency-500", 500, if quick { 500 } else { 10_000 }),
         latency::Pace::sporadic("latency-sporadic", if quick { 3 } else { 30 }),
@@ -103,6 +112,10 @@ async fn main() {
         report::latency_line(pace.name, "publish -> consumer, no relay", direct);
         let relayed = latency::relayed(&mut stage, pace).await;
         report::latency_line(pace.name, "commit -> consumer", relayed);
+        stage.wake_up(true).await;
+        let woken = latency::relayed(&mut stage, pace).await;
+        report::latency_line(pace.name, "commit -> consumer, with the wake-up", woken);
+        stage.wake_up(false).await;
     }
     for (name, bytes, fraction) in memory::BODIES {
         if chosen(name) {

@@ -46,12 +46,7 @@ impl Stage {
         let folder = tempfile::tempdir().expect("a folder");
         let sqlite_url = format!("sqlite://{}", folder.path().join("bench.db").display());
         for url in [&database_url, &sqlite_url] {
-            let env = [
-                ("RELAY_DATABASE_URL", url.as_str()),
-                ("RELAY_AMQP_URL", amqp_url.as_str()),
-            ];
-            let (status, out, err) = Relay::run_to_end(&["migrate"], &env).await;
-            assert!(status.success(), "{out}{err}");
+            migrate(url, &amqp_url, &["migrate"]).await;
         }
         let db = PgConnection::connect(&database_url).await.expect("the server is up");
         let sqlite = SqliteConnection::connect(&sqlite_url).await.expect("the file is there");
@@ -170,6 +165,15 @@ impl Stage {
         .await;
     }
 
+    /// Makes the trigger of the wake-up, or takes it away.
+    pub(crate) async fn wake_up(&mut self, on: bool) {
+        if on {
+            migrate(&self.database_url, &self.amqp_url, &["migrate", "--with-wakeup"]).await;
+        } else {
+            self.run("DROP TRIGGER outbox_relay_wakeup ON outbox").await;
+        }
+    }
+
     pub(crate) async fn run(&mut self, sql: &str) {
         sqlx::raw_sql(AssertSqlSafe(sql.to_owned()))
             .execute(&mut self.db)
@@ -195,6 +199,12 @@ impl Stage {
                 .expect("a number"),
         }
     }
+}
+
+async fn migrate(database_url: &str, amqp_url: &str, command: &[&str]) {
+    let env = [("RELAY_DATABASE_URL", database_url), ("RELAY_AMQP_URL", amqp_url)];
+    let (status, out, err) = Relay::run_to_end(command, &env).await;
+    assert!(status.success(), "{out}{err}");
 }
 
 /// Rows to insert.

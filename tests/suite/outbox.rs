@@ -85,7 +85,20 @@ pub(crate) async fn migrate(database_url: &str, more: &[(&str, &str)]) {
         ("RELAY_AMQP_URL", "amqp://localhost"),
     ];
     env.extend_from_slice(more);
-    let (status, out, err) = Relay::run_to_end(&["migrate"], &env).await;
+    succeed(&["migrate"], &env).await;
+}
+
+/// The same with the wake-up.
+pub(crate) async fn migrate_with_wakeup(database_url: &str) {
+    let env = [
+        ("RELAY_DATABASE_URL", database_url),
+        ("RELAY_AMQP_URL", "amqp://localhost"),
+    ];
+    succeed(&["migrate", "--with-wakeup"], &env).await;
+}
+
+async fn succeed(args: &[&str], env: &[(&str, &str)]) {
+    let (status, out, err) = Relay::run_to_end(args, env).await;
     assert!(status.success(), "{out}{err}");
 }
 

@@ -1,6 +1,6 @@
 //! What is around the relay: poolers, clocks, snapshots, limits.
 
-use crate::outbox::{Outbox, SECOND, judge, session};
+use crate::outbox::{Outbox, SECOND, judge, migrate, migrate_with_wakeup, session};
 use crate::support::{Consumer, PgBouncer, Postgres, Rabbit, until};
 use sqlx::Executor as _;
 
@@ -13,7 +13,7 @@ async fn three_relays_behind_a_pooler_in_transaction_mode_share_and_send_once() 
         let outbox = Outbox::on_postgres().await;
         let pooler = PgBouncer::before(Postgres::shared().await, settings).await;
         let url = pooler.through(&outbox.database_url);
-        crate::outbox::migrate(&url, &[("RELAY_OUTBOX_TABLE", "second")]).await;
+        migrate(&url, &[("RELAY_OUTBOX_TABLE", "second")]).await;
         let start = || {
             outbox
                 .relay()
@@ -185,4 +185,70 @@ async fn a_relay_with_a_wrong_clock_in_another_time_zone_does_all_by_the_databas
             "{seconds} s for {rows} rows"
         );
     }
+}
+
+/// Polls are as rare as they may be, so that nothing but the wake-up is quick.
+#[tokio::test(flavor = "multi_thread")]
+async fn with_the_trigger_a_sleeping_relay_is_woken_by_an_insert() {
+    let outbox = Outbox::on_postgres().await;
+    migrate_with_wakeup(&outbox.database_url).await;
+    migrate_with_wakeup(&outbox.database_url).await;
+    let start = || {
+        outbox
+            .relay()
+            .env("RELAY_POLL_MAX_INTERVAL", "1h")
+            .env("RELAY_POLL_SWEEP_INTERVAL", "50s")
+            .spawn()
+    };
+    let relays = [start(), start()];
+    for relay in &relays {
+        relay
+            .wait_metric("outbox_relay_partitions_owned", |owned| owned == 8.0, 30 * SECOND)
+            .await;
+    }
+    let consumer = Consumer::start(&outbox.amqp_url, "q");
+    for round in 0..20 {
+        // Asleep: one of them holds the lock.
+        until("a relay sleeps", 30 * SECOND, async || {
+            let locks = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND mode = 'ExclusiveLock'
+                         AND database = (SELECT oid FROM pg_database WHERE datname = current_database())";
+            outbox.db.number(locks).await == 1
+        })
+        .await;
+        outbox.insert(round * 10, 10, 10).await;
+        let all = (round as usize + 1) * 10;
+        consumer.wait_for(|received| received.len() >= all, 20 * SECOND).await;
+    }
+    let arrived = judge(&consumer.snapshot());
+    assert_eq!((arrived.distinct, arrived.duplicates), (200, 0));
+    // The connections that listen are lost, and made again.
+    Postgres::shared()
+        .await
+        .terminate_backends_of(&outbox.database_url)
+        .await;
+    until("a relay listens again", 60 * SECOND, async || {
+        let listening = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND query LIKE '%pg_try_advisory_lock%'";
+        outbox.db.number(listening).await >= 1
+    })
+    .await;
+    outbox.insert(200, 10, 10).await;
+    consumer
+        .wait_for(|received| judge(received).distinct == 210, 60 * SECOND)
+        .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pooler_that_swallows_the_wake_up_is_noticed_and_polling_goes_on() {
+    let outbox = Outbox::on_postgres().await;
+    migrate_with_wakeup(&outbox.database_url).await;
+    let pooler = PgBouncer::before(Postgres::shared().await, "").await;
+    let url = pooler.through(&outbox.database_url);
+    let relay = outbox.relay().env("RELAY_DATABASE_URL", &url).spawn();
+    until("it says so", 30 * SECOND, async || {
+        relay.log_text().contains("rows are found by polling only")
+    })
+    .await;
+    let consumer = Consumer::start(&outbox.amqp_url, "q");
+    outbox.insert(0, 100, 10).await;
+    consumer.wait_for(|received| received.len() == 100, 30 * SECOND).await;
 }

@@ -127,6 +127,11 @@ impl Connector {
         Ok(answer)
     }
 
+    /// For a connection that others open.
+    pub(super) fn plain(&self) -> PgConnectOptions {
+        self.options.clone()
+    }
+
     /// A connection for migrations, which take the time they take.
     pub(super) async fn connect_unbounded(&self) -> Result<PgConnection, StoreError> {
         PgConnection::connect_with(&self.options)

@@ -45,6 +45,20 @@ pub(super) async fn migrate(connector: &Connector, table: &TableName) -> Result<
     .await
 }
 
+/// Runs statements in one transaction.
+pub(super) async fn run_script(connector: &Connector, sql: String) -> Result<(), StoreError> {
+    within(TIMEOUT, async {
+        let mut connection = connector.connect_unbounded().await?;
+        let script = format!("BEGIN; {LOCK}; {sql}; COMMIT");
+        run(&mut connection, script)
+            .await
+            .map_err(|error| classify(&error).error)?;
+        let _ = connection.close().await;
+        Ok(())
+    })
+    .await
+}
+
 /// Dropped connections roll back, so that an error needs no hand of its own.
 async fn in_transaction(connection: &mut PgConnection, table: &TableName) -> Result<Vec<Applied>, sqlx::Error> {
     run(connection, format!("BEGIN; {LOCK}; {}", create_book(table))).await?;
