@@ -6,7 +6,7 @@ use std::hash::{Hash, Hasher};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-use lapin::types::{FieldTable, ShortString};
+use lapin::types::FieldTable;
 use uuid::Uuid;
 
 use crate::faults::{Kind, Record};
@@ -252,10 +252,7 @@ impl Book {
 
 /// Everything but the body that is the same on every copy.
 fn digest(message: &Received) -> u64 {
-    // The broker's own, on what it delivers again.
-    let own = |name: &ShortString| name.as_str() == "x-delivery-count";
-    let headers = message.headers.inner().iter().filter(|(name, _)| !own(name));
-    let headers: Vec<_> = headers.collect();
+    let headers: Vec<_> = message.headers.inner().iter().collect();
     let properties = message.properties.clone().with_headers(FieldTable::default());
     let mut hasher = DefaultHasher::new();
     let (exchange, routing_key) = (&message.exchange, &message.routing_key);

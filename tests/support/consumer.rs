@@ -1,8 +1,8 @@
 //! What arrives at the other end of the broker.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
 use lapin::message::Delivery;
@@ -10,11 +10,9 @@ use lapin::options::{
     BasicAckOptions, BasicConsumeOptions, BasicGetOptions, BasicQosOptions, ExchangeDeclareOptions, QueueBindOptions,
     QueueDeclareOptions,
 };
-use lapin::types::{AMQPValue, FieldTable};
+use lapin::types::{AMQPValue, FieldTable, ShortString};
 use lapin::{BasicProperties, Connection, ConnectionProperties, ExchangeKind};
 use tokio::task::JoinHandle;
-
-use super::until;
 
 /// Bounds each step of talking to the broker; a frozen one must not hang the test.
 const STEP: Duration = Duration::from_secs(20);
@@ -103,7 +101,14 @@ pub struct Received {
 
 impl Received {
     fn new(delivery: Delivery, connection: usize) -> Self {
-        let properties = delivery.properties;
+        let mut properties = delivery.properties;
+        if let Some(headers) = properties.headers() {
+            // The broker's own, on what it delivers again.
+            let own = |name: &ShortString| name.as_str() == "x-delivery-count";
+            let others = headers.inner().iter().filter(|(name, _)| !own(name));
+            let others: BTreeMap<_, _> = others.map(|(name, value)| (name.clone(), value.clone())).collect();
+            properties = properties.with_headers(others.into());
+        }
         Self {
             message_id: properties
                 .message_id()
@@ -139,22 +144,29 @@ pub fn arrivals(received: &[Received]) -> Vec<Received> {
 /// Collects deliveries in the background, in the order of arrival; connects again by itself.
 pub struct Consumer {
     received: Arc<Mutex<Vec<Received>>>,
+    /// How its last connection ended.
+    trouble: Arc<Mutex<String>>,
     task: JoinHandle<()>,
 }
 
 impl Consumer {
     /// Returns at once: the broker may come later.
     pub fn start(url: &str, queue: &str) -> Self {
-        let received = Arc::new(Mutex::new(Vec::new()));
-        let (url, queue, list) = (url.to_string(), queue.to_string(), received.clone());
+        let (received, trouble) = (Arc::new(Mutex::new(Vec::new())), Arc::new(Mutex::new(String::new())));
+        let (url, queue, list, ends) = (url.to_string(), queue.to_string(), received.clone(), trouble.clone());
         let task = tokio::spawn(async move {
             for connection in 0.. {
                 // Every end of a connection is an expected one in these tests.
-                let _ = consume(&url, &queue, connection, &list).await;
+                let end = consume(&url, &queue, connection, &list).await;
+                *ends.lock().expect("no panic while locked") = format!("{connection}: {end:?}");
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }
         });
-        Self { received, task }
+        Self {
+            received,
+            trouble,
+            task,
+        }
     }
 
     pub fn snapshot(&self) -> Vec<Received> {
@@ -172,15 +184,25 @@ impl Consumer {
 
     /// Waits until the condition holds for all that was received so far, and returns that.
     pub async fn wait_for(&self, condition: impl Fn(&[Received]) -> bool, timeout: Duration) -> Vec<Received> {
-        let what = "the consumer received what the test waits for";
+        let end = Instant::now() + timeout;
         let mut checked = None;
-        until(what, timeout, async || {
-            let received = self.received.lock().expect("no panic while locked");
-            // Looks again only when there is more: the list may be long.
-            checked.replace(received.len()) != Some(received.len()) && condition(&received)
-        })
-        .await;
-        self.snapshot()
+        loop {
+            let count = {
+                let received = self.received.lock().expect("no panic while locked");
+                // Looks again only when there is more: the list may be long.
+                if checked.replace(received.len()) != Some(received.len()) && condition(&received) {
+                    return received.clone();
+                }
+                received.len()
+            };
+            let trouble = self.trouble.lock().expect("no panic while locked").clone();
+            assert!(
+                Instant::now() < end,
+                "the consumer has not received what the test waits for within {timeout:?}, but {count} messages; \
+                 its last connection ended with: {trouble}"
+            );
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
     }
 }
 
@@ -193,7 +215,8 @@ impl Drop for Consumer {
 async fn consume(url: &str, queue: &str, connection_number: usize, list: &Mutex<Vec<Received>>) -> anyhow::Result<()> {
     let connection = tokio::time::timeout(STEP, connect(url)).await??;
     let channel = tokio::time::timeout(STEP, connection.create_channel()).await??;
-    channel.basic_qos(PREFETCH, BasicQosOptions::default()).await?;
+    let window = channel.basic_qos(PREFETCH, BasicQosOptions::default());
+    tokio::time::timeout(STEP, window).await??;
     let options = BasicConsumeOptions::default();
     let arguments = FieldTable::default();
     let start = channel.basic_consume(queue.into(), "test".into(), options, arguments);
