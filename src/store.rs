@@ -9,12 +9,14 @@ use crate::broker::Confirmed;
 use crate::config::{OnSent, Secret, TableName};
 use crate::message::{OrderingKey, OutboxRow, RowId};
 
+mod columns;
 mod leases;
 mod migrate;
 pub mod postgres;
 mod purge;
 mod slot;
 pub mod sqlite;
+mod url;
 mod values;
 
 pub use migrate::Applied;

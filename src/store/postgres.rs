@@ -12,11 +12,11 @@ use sqlx::postgres::{PgArguments, PgConnection, PgRow};
 use sqlx::query::Query;
 use sqlx::{AssertSqlSafe, Executor as _, Postgres as Driver, Row as _};
 
-use super::leases::{self, Dialect};
+use super::leases::{self, Dialect, Take};
 use super::migrate::Applied;
-use super::purge::{PurgeWalk, WINDOWS_PER_CALL};
-use super::slot::{Slot, within};
-use super::values::{FailureColumns, raw, seconds, sorted, unreadable};
+use super::purge::{self, PurgeWalk};
+use super::slot::Slot;
+use super::values::{FailureColumns, decode, decode_one, raw, seconds, sorted, unreadable};
 use super::{Backlog, Failure, Holder, LeaseAsk, LeaseView, Probe, Shares, Store, StoreError, StoreOptions, Stub};
 use crate::broker::Confirmed;
 use crate::config::{Secret, TableName};
@@ -131,23 +131,9 @@ impl Postgres {
         slot: &Slot<PgConnection>,
         work: impl AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error>,
     ) -> Result<T, StoreError> {
-        let answer = within(self.options.timeout, async {
-            let mut lease = slot.lease(self.connector.connect()).await?;
-            match work(lease.connection()).await {
-                Ok(answer) => {
-                    lease.keep();
-                    Ok(answer)
-                }
-                Err(error) => {
-                    let verdict = error::classify(&error);
-                    if verdict.keep_connection {
-                        lease.keep();
-                    }
-                    Err(verdict.error)
-                }
-            }
-        })
-        .await;
+        let answer = slot
+            .call(self.options.timeout, self.connector.connect(), error::classify, work)
+            .await;
         if matches!(answer, Err(StoreError::SchemaMissing(_))) {
             self.remember(None);
         }
@@ -288,17 +274,7 @@ impl Store for Postgres {
     }
 
     async fn purge(&self, older_than: Duration, limit: u32) -> Result<u64, StoreError> {
-        let mut deleted = 0;
-        for _ in 0..WINDOWS_PER_CALL {
-            let (gone, more) = self
-                .purge_window(older_than, u64::from(limit).saturating_sub(deleted))
-                .await?;
-            deleted += gone;
-            if !more {
-                break;
-            }
-        }
-        Ok(deleted)
+        purge::walk(limit, |wanted| self.purge_window(older_than, wanted)).await
     }
 
     async fn backlog(&self) -> Result<Backlog, StoreError> {
@@ -337,6 +313,10 @@ fn lease_dialect() -> Dialect {
         // Several statements in one message are one transaction. Held to its end: "lease" in ASCII.
         begin: "SELECT pg_advisory_xact_lock(465557419877)".to_owned(),
         end: "",
+        or_leave: "ON CONFLICT DO NOTHING",
+        or_set: "ON CONFLICT (outbox, member) DO UPDATE SET",
+        div: "/",
+        take: Take::ByLimit,
     }
 }
 
@@ -346,18 +326,4 @@ fn shares_arguments(of: u16, owned: &[u16]) -> (i32, Vec<i32>) {
         i32::from(of.max(1)),
         owned.iter().map(|share| i32::from(*share)).collect(),
     )
-}
-
-fn decode<T>(rows: &[PgRow], one: impl Fn(&PgRow) -> Result<T, sqlx::Error>) -> Result<Vec<T>, StoreError> {
-    rows.iter()
-        .map(one)
-        .collect::<Result<_, _>>()
-        .map_err(|error| unreadable(&error))
-}
-
-fn decode_one<T>(rows: &[PgRow], one: impl Fn(&PgRow) -> Result<T, sqlx::Error>) -> Result<T, StoreError> {
-    rows.first()
-        .ok_or(sqlx::Error::RowNotFound)
-        .and_then(one)
-        .map_err(|error| unreadable(&error))
 }

@@ -5,12 +5,11 @@ use std::time::Duration;
 
 use sqlx::postgres::{PgConnectOptions, PgConnection};
 use sqlx::{ConnectOptions, Connection};
-use tracing::warn;
-use url::Url;
 
 use super::error::{STARTUP_REFUSED, classify};
 use crate::config::Secret;
 use crate::store::StoreError;
+use crate::store::url::readable;
 
 const APPLICATION_NAME: &str = "outbox-relay";
 
@@ -50,7 +49,7 @@ pub(super) struct Connector {
 impl Connector {
     /// Reads the URL; `timeout` is the bound of a call.
     pub(super) fn new(url: &Secret, timeout: Duration) -> Result<Self, StoreError> {
-        let url = readable(url)?;
+        let url = readable(url, |key| PARAMETERS.contains(&key) || key.starts_with("options["))?;
         let persistent = !url
             .query_pairs()
             .any(|(key, value)| key == "statement-cache-capacity" && value == "0");
@@ -100,25 +99,4 @@ impl Connector {
             .await
             .map_err(|error| classify(&error).error)
     }
-}
-
-/// The URL without parameters that the driver would log.
-fn readable(url: &Secret) -> Result<Url, StoreError> {
-    let failed = |text: String| StoreError::Failed(format!("the database URL {text}"));
-    // The parser's errors are fixed texts.
-    let mut url = Url::parse(url.expose()).map_err(|error| failed(format!("cannot be read: {error}")))?;
-    // `postgres://user:12/34@host/db` is host "user", and the rest of the password a database's name to be reported.
-    if url.path().contains('@') || url.fragment().is_some() {
-        return Err(failed(
-            "is ambiguous: write / ? # @ in the password as %2F %3F %23 %40".to_owned(),
-        ));
-    }
-    let known = |key: &str| PARAMETERS.contains(&key) || key.starts_with("options[");
-    let (kept, unknown): (Vec<_>, Vec<_>) = url.query_pairs().into_owned().partition(|(key, _)| known(key));
-    if !unknown.is_empty() {
-        let names: Vec<&str> = unknown.iter().map(|(key, _)| key.as_str()).collect();
-        warn!(parameters = ?names, "parameters of the database URL are not known and have no effect");
-        url.query_pairs_mut().clear().extend_pairs(kept);
-    }
-    Ok(url)
 }
