@@ -12,6 +12,7 @@ use crate::message::{OrderingKey, OutboxRow, RowId};
 mod columns;
 mod leases;
 mod migrate;
+pub mod mysql;
 pub mod postgres;
 mod purge;
 mod slot;
@@ -44,6 +45,7 @@ pub struct StoreOptions {
 pub fn open(url: &Secret, options: StoreOptions) -> Result<Arc<dyn Store>, StoreError> {
     Ok(match Kind::of(url)? {
         Kind::Postgres => Arc::new(postgres::Postgres::new(url, options)?),
+        Kind::MySql => Arc::new(mysql::MySql::new(url, options)?),
         Kind::Sqlite => Arc::new(sqlite::Sqlite::new(url, options)?),
     })
 }
@@ -55,6 +57,7 @@ pub fn open(url: &Secret, options: StoreOptions) -> Result<Arc<dyn Store>, Store
 pub async fn migrate(url: &Secret, options: StoreOptions) -> Result<Vec<Applied>, StoreError> {
     match Kind::of(url)? {
         Kind::Postgres => postgres::Postgres::new(url, options)?.migrate().await,
+        Kind::MySql => mysql::MySql::new(url, options)?.migrate().await,
         Kind::Sqlite => sqlite::Sqlite::new(url, options)?.migrate().await,
     }
 }
@@ -66,12 +69,14 @@ pub async fn migrate(url: &Secret, options: StoreOptions) -> Result<Vec<Applied>
 pub fn migration_sql(url: &Secret, table: &TableName) -> Result<String, StoreError> {
     Ok(match Kind::of(url)? {
         Kind::Postgres => postgres::migration_sql(table),
+        Kind::MySql => mysql::migration_sql(table),
         Kind::Sqlite => sqlite::migration_sql(table),
     })
 }
 
 enum Kind {
     Postgres,
+    MySql,
     Sqlite,
 }
 
@@ -81,10 +86,10 @@ impl Kind {
         match scheme.as_str() {
             "postgres" | "postgresql" => Ok(Self::Postgres),
             "sqlite" => Ok(Self::Sqlite),
-            "mysql" | "mariadb" => Err(StoreError::Failed("MySQL is not supported by this version".to_owned())),
+            "mysql" | "mariadb" => Ok(Self::MySql),
             // What stands there instead of a scheme may be a secret.
             _ => Err(StoreError::Failed(
-                "the database URL must begin with postgres:// or sqlite://".to_owned(),
+                "the database URL must begin with postgres://, mysql:// or sqlite://".to_owned(),
             )),
         }
     }
