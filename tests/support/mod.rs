@@ -10,6 +10,7 @@
 mod consumer;
 mod guard;
 mod http;
+mod mariadb;
 mod postgres;
 mod process;
 mod proxy;
@@ -20,6 +21,7 @@ use std::time::{Duration, Instant};
 
 pub use consumer::{Consumer, Kind, Received, arrivals, declare, drain_queue};
 pub use guard::free_port;
+pub use mariadb::MariaDb;
 pub use postgres::Postgres;
 pub use proxy::Proxy;
 pub use rabbit::Rabbit;
