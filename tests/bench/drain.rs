@@ -4,7 +4,7 @@ use std::time::{Duration, SystemTime};
 
 use crate::ceiling::{self, Ceiling, Window};
 use crate::procfs;
-use crate::stage::Stage;
+use crate::stage::{Database, Stage};
 use crate::support::{Kind, Relay, until};
 
 /// A drain may take this long.
@@ -19,6 +19,7 @@ const LAST_PUBLISH: &str = "outbox_relay_last_publish_timestamp_seconds";
 /// One scenario.
 pub(crate) struct Drain {
     pub(crate) name: &'static str,
+    pub(crate) database: Database,
     queue: Kind,
     on_sent: &'static str,
     hot_key: bool,
@@ -43,9 +44,18 @@ impl Drain {
     pub(crate) const fn new(name: &'static str, queue: Kind, on_sent: &'static str) -> Self {
         Self {
             name,
+            database: Database::Postgres,
             queue,
             on_sent,
             hot_key: false,
+        }
+    }
+
+    /// The same from MariaDB.
+    pub(crate) const fn mariadb(name: &'static str, queue: Kind, on_sent: &'static str) -> Self {
+        Self {
+            database: Database::MariaDb,
+            ..Self::new(name, queue, on_sent)
         }
     }
 

@@ -68,7 +68,7 @@ pub(crate) async fn relayed(stage: &mut Stage, pace: &Pace) -> Vec<Duration> {
             .bind(ROUTING_KEY)
             .bind(format!("key-{}", n % KEYS))
             .bind(String::from_utf8(body(n)).expect("text"))
-            .execute(&mut stage.db)
+            .execute(stage.postgres())
             .await
             .expect("it inserts");
         sent.push(Instant::now());

@@ -19,7 +19,7 @@ mod stage;
 use clap::Parser;
 
 use drain::Drain;
-use stage::Stage;
+use stage::{Database, Stage};
 use support::Kind;
 
 #[derive(Parser)]
@@ -41,13 +41,17 @@ struct Arguments {
     bench: bool,
 }
 
-const DRAINS: [Drain; 5] = [
+const DRAINS: [Drain; 7] = [
     Drain::new("quorum-mark", Kind::Quorum, "mark"),
     Drain::new("quorum-delete", Kind::Quorum, "delete"),
     Drain::new("classic-mark", Kind::Classic, "mark"),
     Drain::new("classic-delete", Kind::Classic, "delete"),
     Drain::hot_key("hot-key", Kind::Quorum, "mark"),
+    Drain::mariadb("mariadb-quorum-mark", Kind::Quorum, "mark"),
+    Drain::mariadb("mariadb-quorum-delete", Kind::Quorum, "delete"),
 ];
+
+const PACES: [&str; 3] = ["latency-500", "latency-sporadic", "idle"];
 
 #[tokio::main]
 async fn main() {
@@ -57,33 +61,49 @@ async fn main() {
     let rows = arguments.rows.unwrap_or(if quick { 5_000 } else { 100_000 });
     let pairs = arguments.pairs.unwrap_or(if quick { 1 } else { 5 }).max(1);
 
-    let mut stage = Stage::start().await;
     println!("{}", procfs::machine());
-    println!("{}\n", stage.versions().await);
-
-    let drains: Vec<_> = DRAINS.iter().filter(|drain| chosen(drain.name)).collect();
-    if !drains.is_empty() {
-        println!("Drain, {rows} rows of 256 bytes (one key: a tenth of them), strict, {pairs} pairs;");
-        println!("rates from the first confirm to the last; median, and least to most in brackets.\n");
-        report::drain_header();
-        for drain in drains {
-            let pairs = drain.run(&mut stage, rows, pairs).await;
-            report::drain_line(drain.name, &pairs);
+    for database in [Database::Postgres, Database::MariaDb] {
+        let on_it = |drain: &&Drain| drain.database == database && chosen(drain.name);
+        let drains: Vec<_> = DRAINS.iter().filter(on_it).collect();
+        let paced = database == Database::Postgres && PACES.iter().any(|name| chosen(name));
+        if drains.is_empty() && !paced {
+            continue;
         }
-        println!();
+        let mut stage = Stage::start(database).await;
+        println!("{}\n", stage.versions().await);
+        drain_all(&mut stage, &drains, rows, pairs).await;
+        if paced {
+            pace_all(&mut stage, quick, chosen).await;
+        }
     }
+}
 
+async fn drain_all(stage: &mut Stage, drains: &[&Drain], rows: usize, pairs: usize) {
+    if drains.is_empty() {
+        return;
+    }
+    println!("Drain, {rows} rows of 256 bytes (one key: a tenth of them), strict, {pairs} pairs;");
+    println!("rates from the first confirm to the last; median, and least to most in brackets.\n");
+    report::drain_header();
+    for drain in drains {
+        let pairs = drain.run(stage, rows, pairs).await;
+        report::drain_line(drain.name, &pairs);
+    }
+    println!();
+}
+
+async fn pace_all(stage: &mut Stage, quick: bool, chosen: impl Fn(&str) -> bool) {
     let paces = [
         latency::Pace::steady("latency-500", 500, if quick { 500 } else { 10_000 }),
         latency::Pace::sporadic("latency-sporadic", if quick { 3 } else { 30 }),
     ];
     for pace in paces.iter().filter(|pace| chosen(pace.name)) {
-        let direct = latency::direct(&mut stage, pace).await;
+        let direct = latency::direct(stage, pace).await;
         report::latency_line(pace.name, "publish -> consumer, no relay", direct);
-        let relayed = latency::relayed(&mut stage, pace).await;
+        let relayed = latency::relayed(stage, pace).await;
         report::latency_line(pace.name, "commit -> consumer", relayed);
     }
     if chosen("idle") {
-        println!("idle: {}", idle::measure(&mut stage, if quick { 2 } else { 20 }).await);
+        println!("idle: {}", idle::measure(stage, if quick { 2 } else { 20 }).await);
     }
 }

@@ -17,6 +17,7 @@ const START_TIMEOUT: Duration = Duration::from_secs(60);
 pub struct MariaDb {
     guard: Guard,
     port: u16,
+    options: Vec<String>,
     pid: AtomicU32,
 }
 
@@ -28,9 +29,14 @@ impl MariaDb {
     }
 
     pub async fn start() -> Self {
+        Self::start_with(&[]).await
+    }
+
+    /// With settings (`"innodb-buffer-pool-size=128M"`) in addition to those for quick tests.
+    pub async fn start_with(settings: &[&str]) -> Self {
         let mut failures = String::new();
         for _ in 0..5 {
-            let server = Self::prepare().await;
+            let server = Self::prepare(settings).await;
             match server.launch().await {
                 Ok(()) => return server,
                 Err(failure) => failures = failure,
@@ -80,7 +86,7 @@ impl MariaDb {
     }
 
     /// Makes the data folder.
-    async fn prepare() -> Self {
+    async fn prepare(settings: &[&str]) -> Self {
         let guard = Guard::new("mariadb", User::instead_of_root("mysql"));
         let data = format!("--datadir={}", guard.dir().join("data").display());
         // The rest is for Debian's own service, and asks for root.
@@ -105,6 +111,7 @@ impl MariaDb {
         Self {
             guard,
             port: free_port(),
+            options: settings.iter().map(|setting| format!("--{setting}")).collect(),
             pid: AtomicU32::new(0),
         }
     }
@@ -129,7 +136,7 @@ impl MariaDb {
             // Not to the disk at each commit, but out of the process: nothing is lost when it is killed.
             "--innodb-flush-log-at-trx-commit=2".to_owned(),
         ];
-        let args: Vec<&str> = args.iter().map(String::as_str).collect();
+        let args: Vec<&str> = args.iter().chain(&self.options).map(String::as_str).collect();
         let pid = self.guard.start(&[], &find("mariadbd"), &args);
         self.pid.store(pid, Ordering::Relaxed);
 
