@@ -51,6 +51,11 @@ impl Outbox {
         Self::new(postgres.create_database().await, rabbit.url(), None).await
     }
 
+    /// With servers of its own.
+    pub(crate) async fn between_mariadb(mariadb: &MariaDb, rabbit: &Rabbit) -> Self {
+        Self::new(mariadb.create_database().await, rabbit.url(), None).await
+    }
+
     async fn new(database_url: String, amqp_url: String, folder: Option<tempfile::TempDir>) -> Self {
         migrate(&database_url, &[]).await;
         declare(&amqp_url, "events", "q", Kind::Quorum, &["good"]).await;
