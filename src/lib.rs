@@ -33,7 +33,7 @@
 //! | [`cli`] | one file for each command, exit codes | |
 //! | [`config`] | every variable in one table; all mistakes at once | reading the environment |
 //! | [`message`] | from a row to a message; everything a broker would refuse for the message's own sake | |
-//! | [`store`] | the table behind [`store::Store`]; PostgreSQL, SQLite, migrations | SQL |
+//! | [`store`] | the table behind [`store::Store`]; PostgreSQL, MariaDB and MySQL, SQLite, migrations | SQL |
 //! | [`broker`] | RabbitMQ behind [`broker::Broker`], [`broker::Session`], [`broker::Lane`] | lapin, AMQP types |
 //! | [`relay`] | the loop and its tasks | order, retries, bounds |
 //! | [`relay::dispatch`] | the state machine: who may go, who waits | decisions about a row |
@@ -59,7 +59,8 @@
 //! 3. *An outcome from an old connection settles nothing*: [`relay::dispatch::Generation`].
 //!    `faults::cuts_and_kills_…`, `broker::a_cut_leaves_every_message_confirmed_or_unknown`.
 //! 4. *No transaction is open while the broker is awaited*: every method of [`store::Store`] is one statement or a
-//!    few short ones, each with a bound. `store::postgres_faults::a_locked_table_costs_one_timeout_and_no_backend`.
+//!    few short ones, each with a bound. `store::postgres_faults::a_locked_table_costs_one_timeout_and_no_backend`,
+//!    `store::mariadb_faults::a_locked_table_…`, `store::mariadb::an_insert_never_waits_for_the_relay`.
 //! 5. *A refusal never overwrites a row that is sent or given up.* `store::writing::a_late_failure_takes_nothing`,
 //!    `a_dead_letter_that_was_confirmed_is_sent`.
 //! 6. *An outage spends no attempts and grows no memory.* `faults::an_alarm_costs_latency_only`,
@@ -69,6 +70,7 @@
 //! 8. *Every wait has a bound.* `broker::a_silent_broker_…`, `broker::a_peer_that_never_answers_…`,
 //!    `stopping::a_stop_while_the_broker_takes_nothing_ends_with_the_grace`.
 //! 9. *No secret and no body is in a log or an error.* `store::postgres_faults::errors_hold_no_password_and_no_body`,
+//!    `store::mariadb_faults::errors_…`,
 //!    `broker::addresses_are_tried_in_turn_…`, the tests of [`config`] and [`telemetry`].
 //! 10. *A share has one owner at a time, and a refusal decided under a lost lease is not written.* `store::leasing::…`,
 //!     `replicas::…`.
@@ -82,7 +84,8 @@
 //! *Probes* close that gap quickly. Ids that the cursor skipped are remembered ([`relay::holes`]) and looked at again,
 //! after each read of new rows and *before* those rows are used. Without new rows that happens every 100 ms.
 //! A hole is forgotten when it has a row, or when every transaction has ended that was open 10 s after it was seen
-//! (by PostgreSQL's snapshots). SQLite has one writer at a time and needs none of this.
+//! (by PostgreSQL's snapshots). In MariaDB and MySQL only a privileged user is told of open transactions: there, none is
+//! taken to be open for longer than a minute. SQLite has one writer at a time and needs none of this.
 //!
 //! *The sweep* is the truth: every `RELAY_POLL_SWEEP_INTERVAL` all unsent rows below the cursor are walked, ids and
 //! keys only. Whatever became of the ids (a jump of the sequence, a restored backup, a row replayed by hand, a run of
@@ -163,7 +166,8 @@
 //! `faults::cuts_and_kills_…` and `stopping::ten_stops_under_load_…` count.
 //!
 //! A crash of the *database server* can forget marks: they are written without waiting for the disk
-//! (`synchronous_commit = off` for the mark alone; SQLite with `synchronous = NORMAL`). Those rows are sent again.
+//! (`synchronous_commit = off` for the mark alone; SQLite with `synchronous = NORMAL`; in InnoDB it is the server's own
+//! setting, `innodb_flush_log_at_trx_commit`). Those rows are sent again.
 //!
 //! # Glossary
 //!

@@ -9,12 +9,15 @@ use crate::broker::Confirmed;
 use crate::config::{OnSent, Secret, TableName};
 use crate::message::{OrderingKey, OutboxRow, RowId};
 
+mod columns;
 mod leases;
 mod migrate;
+pub mod mysql;
 pub mod postgres;
 mod purge;
 mod slot;
 pub mod sqlite;
+mod url;
 mod values;
 mod wakeup;
 
@@ -44,6 +47,7 @@ pub struct StoreOptions {
 pub fn open(url: &Secret, options: StoreOptions) -> Result<Arc<dyn Store>, StoreError> {
     Ok(match Kind::of(url)? {
         Kind::Postgres => Arc::new(postgres::Postgres::new(url, options)?),
+        Kind::MySql => Arc::new(mysql::MySql::new(url, options)?),
         Kind::Sqlite => Arc::new(sqlite::Sqlite::new(url, options)?),
     })
 }
@@ -55,6 +59,7 @@ pub fn open(url: &Secret, options: StoreOptions) -> Result<Arc<dyn Store>, Store
 pub async fn migrate(url: &Secret, options: StoreOptions) -> Result<Vec<Applied>, StoreError> {
     match Kind::of(url)? {
         Kind::Postgres => postgres::Postgres::new(url, options)?.migrate().await,
+        Kind::MySql => mysql::MySql::new(url, options)?.migrate().await,
         Kind::Sqlite => sqlite::Sqlite::new(url, options)?.migrate().await,
     }
 }
@@ -66,6 +71,7 @@ pub async fn migrate(url: &Secret, options: StoreOptions) -> Result<Vec<Applied>
 pub fn migration_sql(url: &Secret, table: &TableName) -> Result<String, StoreError> {
     Ok(match Kind::of(url)? {
         Kind::Postgres => postgres::migration_sql(table),
+        Kind::MySql => mysql::migration_sql(table),
         Kind::Sqlite => sqlite::migration_sql(table),
     })
 }
@@ -77,7 +83,7 @@ pub fn migration_sql(url: &Secret, table: &TableName) -> Result<String, StoreErr
 pub async fn migrate_wakeup(url: &Secret, options: StoreOptions) -> Result<(), StoreError> {
     match Kind::of(url)? {
         Kind::Postgres => postgres::Postgres::new(url, options)?.migrate_wakeup().await,
-        Kind::Sqlite => Err(no_wakeup()),
+        Kind::MySql | Kind::Sqlite => Err(no_wakeup()),
     }
 }
 
@@ -88,7 +94,7 @@ pub async fn migrate_wakeup(url: &Secret, options: StoreOptions) -> Result<(), S
 pub fn wakeup_sql(url: &Secret, table: &TableName) -> Result<String, StoreError> {
     match Kind::of(url)? {
         Kind::Postgres => Ok(postgres::wakeup_sql(table)),
-        Kind::Sqlite => Err(no_wakeup()),
+        Kind::MySql | Kind::Sqlite => Err(no_wakeup()),
     }
 }
 
@@ -98,6 +104,7 @@ fn no_wakeup() -> StoreError {
 
 enum Kind {
     Postgres,
+    MySql,
     Sqlite,
 }
 
@@ -107,10 +114,10 @@ impl Kind {
         match scheme.as_str() {
             "postgres" | "postgresql" => Ok(Self::Postgres),
             "sqlite" => Ok(Self::Sqlite),
-            "mysql" | "mariadb" => Err(StoreError::Failed("MySQL is not supported by this version".to_owned())),
+            "mysql" | "mariadb" => Ok(Self::MySql),
             // What stands there instead of a scheme may be a secret.
             _ => Err(StoreError::Failed(
-                "the database URL must begin with postgres:// or sqlite://".to_owned(),
+                "the database URL must begin with postgres://, mysql:// or sqlite://".to_owned(),
             )),
         }
     }

@@ -8,14 +8,14 @@ Runs the whole test suite against real servers.
     tests/run.sh [ARGUMENT...]     the arguments go to `cargo test`: a test's name, `--test suite`, `-- --nocapture`
     tests/run.sh --install-only    only install what the tests need
 
-Installs PostgreSQL, PgBouncer and RabbitMQ from Debian when they are missing (as root or with sudo), without starting their
-services: the tests start private servers in temporary folders and end them.
+Installs PostgreSQL, PgBouncer, MariaDB and RabbitMQ from Debian when they are missing (as root or with sudo), without starting
+their services: the tests start private servers in temporary folders and end them.
 END
 }
 
-# postgresql, rabbitmq-server: the servers. erlang-base: its erl_call, with which tests steer a broker.
-# faketime: wrong clocks. procps: its kill, for signals by name. gcc, libc6-dev: to build.
-packages=(postgresql pgbouncer rabbitmq-server erlang-base faketime procps)
+# postgresql, mariadb-server, rabbitmq-server: the servers. pgbouncer: a pooler. erlang-base: its erl_call, with which tests
+# steer a broker. faketime: wrong clocks. procps: its kill, for signals by name. gcc, libc6-dev: to build.
+packages=(postgresql pgbouncer mariadb-server rabbitmq-server erlang-base faketime procps)
 
 main() {
     cd "$(dirname "${BASH_SOURCE[0]}")/.."

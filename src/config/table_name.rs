@@ -34,7 +34,7 @@ impl TableName {
     }
 }
 
-/// The form that is safe in SQL (standard quotes; MySQL needs its own): `"schema"."table"`.
+/// The form that is safe in SQL, in standard quotes (which the relay asks for in its sessions with MySQL): `"schema"."table"`.
 impl fmt::Display for TableName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if let Some(schema) = &self.schema {

@@ -6,6 +6,7 @@
 
 use crate::config::TableName;
 
+use super::columns::missing;
 use super::migrate::{literal, quoted};
 use super::{LeaseAsk, LeaseView, ShareLease, StoreError};
 
@@ -22,6 +23,23 @@ pub(super) struct Dialect {
     /// Makes scripts on this outbox wait for each other.
     pub(super) begin: String,
     pub(super) end: &'static str,
+    /// Behind an INSERT of shares: those that are there stay as they are.
+    pub(super) or_leave: &'static str,
+    /// Behind an INSERT of a member, before what is to be set if it is there.
+    pub(super) or_set: &'static str,
+    /// Divides whole numbers.
+    pub(super) div: &'static str,
+    pub(super) take: Take,
+}
+
+/// How a number of rows is taken that the statement itself counts.
+#[derive(Clone, Copy)]
+pub(super) enum Take {
+    /// By a LIMIT that is counted.
+    ByLimit,
+    /// MySQL: an UPDATE cannot count in the table it changes, nor limit a subquery. The number goes by way of a variable
+    /// of the session, and the free shares are numbered in a derived table.
+    ByNumber,
 }
 
 /// One row of the answer: `share`, number, owner, epoch, seconds left; or `member`, 0, name, 0, seconds left.
@@ -51,6 +69,7 @@ pub(super) fn script(table: &TableName, ask: &LeaseAsk, dialect: &Dialect) -> St
         member: literal(&ask.member),
         layout: ask.partitions,
         ttl: ask.ttl.as_secs_f64(),
+        dialect,
         now: dialect.now,
     };
     let mut statements = vec![dialect.begin.clone(), text.rows()];
@@ -61,7 +80,8 @@ pub(super) fn script(table: &TableName, ask: &LeaseAsk, dialect: &Dialect) -> St
         if !ask.give.is_empty() {
             statements.push(text.give(&ask.give));
         }
-        statements.extend([text.end_other_layouts(), text.take()]);
+        statements.push(text.end_other_layouts());
+        statements.extend(text.take());
     }
     statements.extend([text.view(), dialect.end.to_owned()]);
     statements.retain(|statement| !statement.is_empty());
@@ -85,6 +105,7 @@ struct Text<'a> {
     member: String,
     layout: u16,
     ttl: f64,
+    dialect: &'a Dialect,
     now: &'a str,
 }
 
@@ -100,10 +121,11 @@ impl Text<'_> {
         let Self {
             shares, outbox, layout, ..
         } = self;
+        let or_leave = self.dialect.or_leave;
         format!(
             "INSERT INTO {shares} (outbox, layout, share)
              WITH RECURSIVE n(share) AS (SELECT 0 UNION ALL SELECT share + 1 FROM n WHERE share + 1 < {layout})
-             SELECT {outbox}, {layout}, share FROM n WHERE true ON CONFLICT DO NOTHING"
+             SELECT {outbox}, {layout}, share FROM n WHERE true {or_leave}"
         )
     }
 
@@ -117,9 +139,10 @@ impl Text<'_> {
             now,
             ..
         } = self;
+        let or_set = self.dialect.or_set;
         format!(
             "INSERT INTO {members} (outbox, member, layout, expires_at) VALUES ({outbox}, {member}, {layout}, {now} + {ttl})
-             ON CONFLICT (outbox, member) DO UPDATE SET expires_at = excluded.expires_at"
+             {or_set} expires_at = {now} + {ttl}"
         )
     }
 
@@ -177,17 +200,55 @@ impl Text<'_> {
     }
 
     /// Takes free shares up to a fair part, and none while anybody owns shares of another layout: a key would have two
-    /// owners. What does not divide evenly is taken when every relay has the whole part.
-    fn take(&self) -> String {
+    /// owners.
+    fn take(&self) -> Vec<String> {
+        let Self {
+            shares,
+            outbox,
+            member,
+            layout,
+            ttl,
+            now,
+            ..
+        } = self;
+        let room = self.room();
+        let free = format!(
+            "FROM {shares} AS f WHERE f.outbox = {outbox} AND f.layout = {layout} AND (f.owner IS NULL OR f.expires_at <= {now})"
+        );
+        let set = |s: &str| {
+            format!("{s}owner = {member}, {s}epoch = {s}epoch + 1, {s}expires_at = {now} + {ttl}, {s}since = {now}")
+        };
+        match self.dialect.take {
+            Take::ByLimit => vec![format!(
+                "UPDATE {shares} SET {} WHERE outbox = {outbox} AND layout = {layout} AND share IN (
+                     SELECT f.share {free} ORDER BY f.share LIMIT {room})",
+                set("")
+            )],
+            Take::ByNumber => vec![
+                format!("SET @outbox_relay_room = {room}"),
+                format!(
+                    "UPDATE {shares} AS s JOIN (SELECT f.share, row_number() OVER (ORDER BY f.share) AS n {free}) AS free
+                         ON free.share = s.share
+                     SET {} WHERE s.outbox = {outbox} AND s.layout = {layout} AND free.n <= @outbox_relay_room",
+                    set("s.")
+                ),
+            ],
+        }
+    }
+
+    /// How many shares are lacking to a fair part. What does not divide evenly is taken when every relay has the whole
+    /// part.
+    fn room(&self) -> String {
         let Self {
             shares,
             members,
             outbox,
             member,
             layout,
-            ttl,
             now,
+            ..
         } = self;
+        let div = self.dialect.div;
         let live = format!(
             "(SELECT CASE WHEN count(*) > 1 THEN count(*) ELSE 1 END
               FROM {members} WHERE outbox = {outbox} AND layout = {layout} AND expires_at > {now})"
@@ -201,19 +262,16 @@ impl Text<'_> {
         let (theirs, mine) = (owned_by("m.member"), owned_by(member));
         let others_lack = format!(
             "EXISTS (SELECT 1 FROM {members} AS m WHERE m.outbox = {outbox} AND m.layout = {layout}
-             AND m.member <> {member} AND m.expires_at > {now} AND {theirs} < {layout} / {live})"
+             AND m.member <> {member} AND m.expires_at > {now} AND {theirs} < {layout} {div} {live})"
         );
         let part =
-            format!("{layout} / {live} + CASE WHEN {layout} % {live} > 0 AND NOT {others_lack} THEN 1 ELSE 0 END");
+            format!("{layout} {div} {live} + CASE WHEN {layout} % {live} > 0 AND NOT {others_lack} THEN 1 ELSE 0 END");
+        let other_layout = format!(
+            "EXISTS (SELECT 1 FROM {shares} AS x WHERE x.outbox = {outbox} AND x.layout <> {layout} AND x.owner IS NOT NULL)"
+        );
         format!(
-            "UPDATE {shares} SET owner = {member}, epoch = epoch + 1, expires_at = {now} + {ttl}, since = {now}
-             WHERE outbox = {outbox} AND layout = {layout} AND share IN (
-                 SELECT f.share FROM {shares} AS f
-                 WHERE f.outbox = {outbox} AND f.layout = {layout} AND (f.owner IS NULL OR f.expires_at <= {now})
-                 ORDER BY f.share LIMIT (SELECT CASE WHEN p.part > p.mine THEN p.part - p.mine ELSE 0 END
-                                         FROM (SELECT {part} AS part, {mine} AS mine) AS p))
-               AND NOT EXISTS (SELECT 1 FROM {shares} AS x
-                               WHERE x.outbox = {outbox} AND x.layout <> {layout} AND x.owner IS NOT NULL)"
+            "(SELECT CASE WHEN p.part > p.mine AND NOT {other_layout} THEN p.part - p.mine ELSE 0 END
+              FROM (SELECT {part} AS part, {mine} AS mine) AS p)"
         )
     }
 
@@ -239,9 +297,7 @@ impl Text<'_> {
 /// Says what to do about tables that are not there.
 pub(super) fn explain(error: StoreError) -> StoreError {
     match error {
-        StoreError::SchemaMissing(text) => StoreError::SchemaMissing(format!(
-            "{text}: run `outbox-relay migrate`, or wait for the application's migrations"
-        )),
+        StoreError::SchemaMissing(text) => missing(&text),
         error => error,
     }
 }

@@ -42,6 +42,36 @@ pub(super) fn render(migration: &Migration, table: &TableName) -> String {
         .replace("{dead_index}", &quoted(&index_name(table, "dead")))
 }
 
+/// What a person is to run: all steps between an opening and a closing, each with the note `record` makes of it.
+pub(super) fn printed(
+    opening: &str,
+    migrations: &[Migration],
+    table: &TableName,
+    record: fn(&Migration, &TableName) -> String,
+    closing: &str,
+) -> String {
+    let mut sql = format!("{opening};\n");
+    for migration in migrations {
+        sql.push_str(&format!(
+            "\n{}\n{};\n",
+            render(migration, table).trim_end(),
+            record(migration, table)
+        ));
+    }
+    sql.push_str(&format!("\n{closing};\n"));
+    sql
+}
+
+/// The note that a step was made.
+pub(super) fn record(migration: &Migration, table: &TableName) -> String {
+    format!(
+        "INSERT INTO {} (outbox, version) VALUES ({}, {}) ON CONFLICT DO NOTHING",
+        book(table),
+        literal(table.name()),
+        migration.version
+    )
+}
+
 /// The book's quoted name.
 pub(super) fn book(table: &TableName) -> String {
     in_schema(table, BOOK)

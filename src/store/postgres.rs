@@ -11,11 +11,11 @@ use sqlx::postgres::{PgArguments, PgConnection, PgRow};
 use sqlx::query::Query;
 use sqlx::{AssertSqlSafe, Executor as _, Postgres as Driver, Row as _};
 
-use super::leases::{self, Dialect};
+use super::leases::{self, Dialect, Take};
 use super::migrate::Applied;
-use super::purge::{PurgeWalk, WINDOWS_PER_CALL};
-use super::slot::{Slot, within};
-use super::values::{FailureColumns, raw, seconds, sorted, unreadable};
+use super::purge::{self, PurgeWalk};
+use super::slot::Slot;
+use super::values::{FailureColumns, decode, decode_one, raw, seconds, sorted, unreadable};
 use super::{
     Backlog, Failure, Holder, LeaseAsk, LeaseView, Probe, Shares, Store, StoreError, StoreOptions, Stub, Wakeups,
 };
@@ -99,15 +99,8 @@ impl Postgres {
     }
 
     async fn look(&self) -> Result<Arc<Statements>, StoreError> {
-        let columns = || {
-            let query = sqlx::query(inspect::QUERY).persistent(!self.connector.pooled());
-            self.rows(&self.read, query.bind(self.table.as_str()))
-        };
-        let pooled = self.connector.pooled();
-        let rows = match columns().await {
-            Err(_) if self.connector.pooled() != pooled => columns().await?,
-            other => other?,
-        };
+        let query = sqlx::query(inspect::QUERY).bind(self.table.as_str());
+        let rows = self.rows(&self.read, query).await?;
         let size = match inspect::judge(&rows, &self.options.table, self.options.on_sent) {
             Ok(size) => size,
             Err(error) => {
@@ -127,51 +120,37 @@ impl Postgres {
     }
 
     fn query<'q>(&self, sql: &Arc<str>) -> Statement<'q> {
-        sqlx::query(AssertSqlSafe(Arc::clone(sql))).persistent(!self.connector.pooled())
+        sqlx::query(AssertSqlSafe(Arc::clone(sql)))
     }
 
     async fn rows(&self, slot: &Slot<PgConnection>, query: Statement<'_>) -> Result<Vec<PgRow>, StoreError> {
-        self.call(slot, async |connection| connection.fetch_all(query).await)
-            .await
-    }
-
-    async fn execute(&self, slot: &Slot<PgConnection>, query: Statement<'_>) -> Result<u64, StoreError> {
         self.call(slot, async |connection| {
-            connection.execute(query).await.map(|done| done.rows_affected())
+            let pooled = self.connector.begin(connection).await?;
+            let answer = connection.fetch_all(query.persistent(!pooled)).await;
+            self.connector.end(connection, pooled, answer).await
         })
         .await
     }
 
-    /// One statement on a connection, with everything that can go wrong with it.
+    async fn execute(&self, slot: &Slot<PgConnection>, query: Statement<'_>) -> Result<u64, StoreError> {
+        self.call(slot, async |connection| {
+            let pooled = self.connector.begin(connection).await?;
+            let answer = connection.execute(query.persistent(!pooled)).await;
+            let answer = answer.map(|done| done.rows_affected());
+            self.connector.end(connection, pooled, answer).await
+        })
+        .await
+    }
+
+    /// Work on a connection, with everything that can go wrong with it.
     async fn call<T>(
         &self,
         slot: &Slot<PgConnection>,
         work: impl AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error>,
     ) -> Result<T, StoreError> {
-        let answer = within(self.options.timeout, async {
-            let mut lease = slot.lease(self.connector.connect()).await?;
-            let pooled = self.connector.pooled();
-            let answer = if pooled {
-                self.connector.in_transaction(lease.connection(), work).await
-            } else {
-                work(lease.connection()).await
-            };
-            match answer {
-                Ok(answer) => {
-                    lease.keep();
-                    Ok(answer)
-                }
-                Err(error) => {
-                    let verdict = error::classify(&error);
-                    // Closing it ends a transaction that has failed.
-                    if verdict.keep_connection && !pooled {
-                        lease.keep();
-                    }
-                    Err(verdict.error)
-                }
-            }
-        })
-        .await;
+        let answer = slot
+            .call(self.options.timeout, self.connector.connect(), error::classify, work)
+            .await;
         if matches!(answer, Err(StoreError::SchemaMissing(_))) {
             self.remember(None);
         }
@@ -286,6 +265,12 @@ impl Store for Postgres {
     async fn lease(&self, ask: &LeaseAsk) -> Result<LeaseView, StoreError> {
         let script = leases::script(&self.options.table, ask, &lease_dialect());
         let run = async |connection: &mut PgConnection| {
+            // One message, as without a pooler: with a commit that waits for its client, a relay that is frozen then
+            // would keep the lock, and all others would lose their leases.
+            let script = match self.connector.pooled() {
+                true => format!("{}; {script}", self.connector.settings()),
+                false => script,
+            };
             // The lock answers with a row as well, of one column.
             let rows = sqlx::raw_sql(AssertSqlSafe(script)).fetch_all(connection).await?;
             rows.iter()
@@ -312,17 +297,7 @@ impl Store for Postgres {
     }
 
     async fn purge(&self, older_than: Duration, limit: u32) -> Result<u64, StoreError> {
-        let mut deleted = 0;
-        for _ in 0..WINDOWS_PER_CALL {
-            let (gone, more) = self
-                .purge_window(older_than, u64::from(limit).saturating_sub(deleted))
-                .await?;
-            deleted += gone;
-            if !more {
-                break;
-            }
-        }
-        Ok(deleted)
+        purge::walk(limit, |wanted| self.purge_window(older_than, wanted)).await
     }
 
     async fn backlog(&self) -> Result<Backlog, StoreError> {
@@ -383,6 +358,10 @@ fn lease_dialect() -> Dialect {
         // Several statements in one message are one transaction. Held to its end: "lease" in ASCII.
         begin: "SELECT pg_advisory_xact_lock(465557419877)".to_owned(),
         end: "",
+        or_leave: "ON CONFLICT DO NOTHING",
+        or_set: "ON CONFLICT (outbox, member) DO UPDATE SET",
+        div: "/",
+        take: Take::ByLimit,
     }
 }
 
@@ -392,18 +371,4 @@ fn shares_arguments(of: u16, owned: &[u16]) -> (i32, Vec<i32>) {
         i32::from(of.max(1)),
         owned.iter().map(|share| i32::from(*share)).collect(),
     )
-}
-
-fn decode<T>(rows: &[PgRow], one: impl Fn(&PgRow) -> Result<T, sqlx::Error>) -> Result<Vec<T>, StoreError> {
-    rows.iter()
-        .map(one)
-        .collect::<Result<_, _>>()
-        .map_err(|error| unreadable(&error))
-}
-
-fn decode_one<T>(rows: &[PgRow], one: impl Fn(&PgRow) -> Result<T, sqlx::Error>) -> Result<T, StoreError> {
-    rows.first()
-        .ok_or(sqlx::Error::RowNotFound)
-        .and_then(one)
-        .map_err(|error| unreadable(&error))
 }

@@ -5,8 +5,27 @@
 //! there. Rows that stay (dead letters, delayed rows, replayed ones) are walked past; a window that holds nothing but
 //! rows sent too recently says that the rest is younger still, and the walk begins again.
 
+use super::StoreError;
+
 /// Windows read in one call.
-pub(super) const WINDOWS_PER_CALL: u32 = 8;
+const WINDOWS_PER_CALL: u32 = 8;
+
+/// Purges up to `limit` rows by looks at one window after the other. `look` is told how many rows are wanted, and tells
+/// how many are gone and whether to go on.
+pub(super) async fn walk<F: Future<Output = Result<(u64, bool), StoreError>>>(
+    limit: u32,
+    look: impl Fn(u64) -> F,
+) -> Result<u64, StoreError> {
+    let mut deleted = 0;
+    for _ in 0..WINDOWS_PER_CALL {
+        let (gone, more) = look(u64::from(limit).saturating_sub(deleted)).await?;
+        deleted += gone;
+        if !more {
+            break;
+        }
+    }
+    Ok(deleted)
+}
 
 /// Where the walk is: ids above this are looked at next.
 #[derive(Debug, Default)]

@@ -15,6 +15,30 @@ use super::StoreError;
 /// How long a polite goodbye may take; after it the socket is simply closed.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
+/// A failed call: what the caller is told, and whether the connection may serve another.
+pub(super) struct Verdict {
+    pub(super) error: StoreError,
+    pub(super) keep_connection: bool,
+}
+
+impl Verdict {
+    /// The connection is as good as before.
+    pub(super) fn kept(error: StoreError) -> Self {
+        Self {
+            error,
+            keep_connection: true,
+        }
+    }
+
+    /// The next call gets a new connection.
+    pub(super) fn closed(error: StoreError) -> Self {
+        Self {
+            error,
+            keep_connection: false,
+        }
+    }
+}
+
 /// A place for one connection.
 #[derive(Debug)]
 pub(super) struct Slot<C> {
@@ -23,7 +47,7 @@ pub(super) struct Slot<C> {
 
 /// The connection while a call uses it. Dropped without [`Lease::keep`], it is closed: this is what happens when the
 /// call fails badly, times out, or is given up by its caller.
-pub(super) struct Lease<'slot, C> {
+struct Lease<'slot, C> {
     home: MutexGuard<'slot, Option<C>>,
     connection: C,
 }
@@ -36,16 +60,40 @@ impl<C: Connection> Slot<C> {
     }
 
     /// Takes the connection, or makes one with `open`. Waits while another call has it.
-    pub(super) async fn lease(
-        &self,
-        open: impl Future<Output = Result<C, StoreError>>,
-    ) -> Result<Lease<'_, C>, StoreError> {
+    async fn lease(&self, open: impl Future<Output = Result<C, StoreError>>) -> Result<Lease<'_, C>, StoreError> {
         let mut home = self.connection.lock().await;
         let connection = match home.take() {
             Some(connection) => connection,
             None => open.await?,
         };
         Ok(Lease { home, connection })
+    }
+
+    /// One piece of work on the connection, bounded, with everything that can go wrong with it sorted by `classify`.
+    pub(super) async fn call<T>(
+        &self,
+        bound: Duration,
+        open: impl Future<Output = Result<C, StoreError>>,
+        classify: fn(&sqlx::Error) -> Verdict,
+        work: impl AsyncFnOnce(&mut C) -> Result<T, sqlx::Error>,
+    ) -> Result<T, StoreError> {
+        within(bound, async {
+            let mut lease = self.lease(open).await?;
+            match work(lease.connection()).await {
+                Ok(answer) => {
+                    lease.keep();
+                    Ok(answer)
+                }
+                Err(error) => {
+                    let verdict = classify(&error);
+                    if verdict.keep_connection {
+                        lease.keep();
+                    }
+                    Err(verdict.error)
+                }
+            }
+        })
+        .await
     }
 
     /// Says goodbye to the server, if that is quick.
@@ -61,12 +109,12 @@ impl<C: Connection> Slot<C> {
 }
 
 impl<C> Lease<'_, C> {
-    pub(super) fn connection(&mut self) -> &mut C {
+    fn connection(&mut self) -> &mut C {
         &mut self.connection
     }
 
     /// Puts the connection back for the next call.
-    pub(super) fn keep(mut self) {
+    fn keep(mut self) {
         *self.home = Some(self.connection);
     }
 }

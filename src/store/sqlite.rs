@@ -12,11 +12,11 @@ use sqlx::query::Query;
 use sqlx::sqlite::{SqliteArguments, SqliteConnection, SqliteRow};
 use sqlx::{AssertSqlSafe, Executor as _, Row as _, Sqlite as Driver};
 
-use super::leases::{self, Dialect};
+use super::leases::{self, Dialect, Take};
 use super::migrate::{Applied, unsent_index};
-use super::purge::{PurgeWalk, WINDOWS_PER_CALL};
-use super::slot::{Slot, within};
-use super::values::{FailureColumns, raw, sorted, unreadable};
+use super::purge::{self, PurgeWalk};
+use super::slot::Slot;
+use super::values::{FailureColumns, decode, decode_one, raw, sorted};
 use super::{
     Backlog, Failure, Holder, LeaseAsk, LeaseView, OpenTransactions, Probe, Shares, Store, StoreError, StoreOptions,
     Stub,
@@ -144,23 +144,9 @@ impl Sqlite {
         slot: &Slot<SqliteConnection>,
         work: impl AsyncFnOnce(&mut SqliteConnection) -> Result<T, sqlx::Error>,
     ) -> Result<T, StoreError> {
-        let answer = within(self.options.timeout, async {
-            let mut lease = slot.lease(self.connect(slot)).await?;
-            match work(lease.connection()).await {
-                Ok(answer) => {
-                    lease.keep();
-                    Ok(answer)
-                }
-                Err(error) => {
-                    let verdict = error::classify(&error);
-                    if verdict.keep_connection {
-                        lease.keep();
-                    }
-                    Err(verdict.error)
-                }
-            }
-        })
-        .await;
+        let answer = slot
+            .call(self.options.timeout, self.connect(slot), error::classify, work)
+            .await;
         if matches!(answer, Err(StoreError::SchemaMissing(_))) {
             *lock(&self.statements) = None;
         }
@@ -308,17 +294,7 @@ impl Store for Sqlite {
     }
 
     async fn purge(&self, older_than: Duration, limit: u32) -> Result<u64, StoreError> {
-        let mut deleted = 0;
-        for _ in 0..WINDOWS_PER_CALL {
-            let (gone, more) = self
-                .purge_window(older_than, u64::from(limit).saturating_sub(deleted))
-                .await?;
-            deleted += gone;
-            if !more {
-                break;
-            }
-        }
-        Ok(deleted)
+        purge::walk(limit, |wanted| self.purge_window(older_than, wanted)).await
     }
 
     async fn backlog(&self) -> Result<Backlog, StoreError> {
@@ -361,6 +337,10 @@ fn lease_dialect() -> Dialect {
         now: "((julianday('now') - 2440587.5) * 86400.0)",
         begin: "BEGIN IMMEDIATE".to_owned(),
         end: "COMMIT",
+        or_leave: "ON CONFLICT DO NOTHING",
+        or_set: "ON CONFLICT (outbox, member) DO UPDATE SET",
+        div: "/",
+        take: Take::ByLimit,
     }
 }
 
@@ -370,18 +350,4 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 
 fn list(ids: &[i64]) -> String {
     json!(ids).to_string()
-}
-
-fn decode<T>(rows: &[SqliteRow], one: impl Fn(&SqliteRow) -> Result<T, sqlx::Error>) -> Result<Vec<T>, StoreError> {
-    rows.iter()
-        .map(one)
-        .collect::<Result<_, _>>()
-        .map_err(|error| unreadable(&error))
-}
-
-fn decode_one<T>(rows: &[SqliteRow], one: impl Fn(&SqliteRow) -> Result<T, sqlx::Error>) -> Result<T, StoreError> {
-    rows.first()
-        .ok_or(sqlx::Error::RowNotFound)
-        .and_then(one)
-        .map_err(|error| unreadable(&error))
 }

@@ -135,6 +135,22 @@ fn storable(error: &str) -> String {
     error.chars().filter(|c| *c != '\0').take(MAX_ERROR_CHARS).collect()
 }
 
+/// Every row as what it says.
+pub(super) fn decode<R, T>(rows: &[R], one: impl Fn(&R) -> Result<T, sqlx::Error>) -> Result<Vec<T>, StoreError> {
+    rows.iter()
+        .map(one)
+        .collect::<Result<_, _>>()
+        .map_err(|error| unreadable(&error))
+}
+
+/// The only row.
+pub(super) fn decode_one<R, T>(rows: &[R], one: impl Fn(&R) -> Result<T, sqlx::Error>) -> Result<T, StoreError> {
+    rows.first()
+        .ok_or(sqlx::Error::RowNotFound)
+        .and_then(one)
+        .map_err(|error| unreadable(&error))
+}
+
 /// The error for a value that the driver could not give.
 pub(super) fn unreadable(error: &sqlx::Error) -> StoreError {
     match error {

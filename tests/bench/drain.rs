@@ -55,7 +55,7 @@ const QUORUM_MARK: Drain = Drain {
     settings: MARK,
 };
 
-pub(crate) const DRAINS: [Drain; 7] = [
+pub(crate) const DRAINS: [Drain; 8] = [
     QUORUM_MARK,
     Drain {
         name: "quorum-delete",
@@ -71,6 +71,11 @@ pub(crate) const DRAINS: [Drain; 7] = [
         name: "classic-delete",
         queue: Kind::Classic,
         settings: DELETE,
+        ..QUORUM_MARK
+    },
+    Drain {
+        name: "mariadb-mark",
+        source: Source::MariaDb,
         ..QUORUM_MARK
     },
     Drain {

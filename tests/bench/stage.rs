@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use sqlx::{AssertSqlSafe, Connection, PgConnection, SqliteConnection};
+use sqlx::{AssertSqlSafe, Connection, MySqlConnection, PgConnection, SqliteConnection};
 
-use crate::support::{Kind, Postgres, Rabbit, Relay, RelayCommand, declare};
+use crate::support::{Kind, MariaDb, Postgres, Rabbit, Relay, RelayCommand, declare};
 
 pub(crate) const EXCHANGE: &str = "events";
 pub(crate) const ROUTING_KEY: &str = "bench";
@@ -19,7 +19,15 @@ const SETTLE: Duration = Duration::from_millis(500);
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Source {
     Postgres,
+    MariaDb,
     Sqlite,
+}
+
+/// Started when it is needed first.
+struct Maria {
+    _server: MariaDb,
+    url: String,
+    db: MySqlConnection,
 }
 
 pub(crate) struct Stage {
@@ -28,6 +36,7 @@ pub(crate) struct Stage {
     pub(crate) database_url: String,
     pub(crate) amqp_url: String,
     pub(crate) db: PgConnection,
+    maria: Option<Maria>,
     sqlite_url: String,
     sqlite: SqliteConnection,
     _folder: tempfile::TempDir,
@@ -56,6 +65,7 @@ impl Stage {
             database_url,
             amqp_url,
             db,
+            maria: None,
             sqlite_url,
             sqlite,
             _folder: folder,
@@ -79,6 +89,7 @@ impl Stage {
     pub(crate) fn relay(&self, source: Source) -> RelayCommand {
         let url = match source {
             Source::Postgres => &self.database_url,
+            Source::MariaDb => &self.maria.as_ref().expect("rows were loaded").url,
             Source::Sqlite => &self.sqlite_url,
         };
         Relay::command()
@@ -114,6 +125,22 @@ impl Stage {
                 .await;
                 self.run("ANALYZE outbox").await;
             }
+            Source::MariaDb => {
+                let fill = format!(
+                    "INSERT INTO outbox (routing_key, ordering_key, payload)
+                     SELECT '{ROUTING_KEY}', concat('key-', seq % {keys}),
+                            concat(rpad(concat('{{\"n\":', seq, ',\"pad\":\"'), {}, 'x'), '\"}}')
+                     FROM seq_1_to_{rows}",
+                    BODY - 2
+                );
+                let db = self.maria().await;
+                for statement in ["TRUNCATE outbox", &fill, "ANALYZE TABLE outbox"] {
+                    let done = sqlx::raw_sql(AssertSqlSafe(statement.to_owned()))
+                        .execute(&mut *db)
+                        .await;
+                    done.expect("it runs");
+                }
+            }
             Source::Sqlite => {
                 // As `body` writes it.
                 let insert = format!(
@@ -129,6 +156,23 @@ impl Stage {
                 done.expect("it runs");
             }
         }
+    }
+
+    /// As the server comes; the tests' own settings are for quick tests.
+    async fn maria(&mut self) -> &mut MySqlConnection {
+        if self.maria.is_none() {
+            let settings = ["innodb-flush-log-at-trx-commit=1", "innodb-buffer-pool-size=128M"];
+            let server = MariaDb::start_with(&settings).await;
+            let url = server.create_database().await;
+            migrate(&url, &self.amqp_url, &["migrate"]).await;
+            let db = MySqlConnection::connect(&url).await.expect("the server is up");
+            self.maria = Some(Maria {
+                _server: server,
+                url,
+                db,
+            });
+        }
+        &mut self.maria.as_mut().expect("just made").db
     }
 
     pub(crate) async fn clear(&mut self) {
@@ -193,6 +237,10 @@ impl Stage {
         const COUNT: &str = "SELECT count(*) FROM outbox WHERE sent_at IS NULL AND dead_at IS NULL";
         match source {
             Source::Postgres => self.number(COUNT).await,
+            Source::MariaDb => {
+                let db = self.maria().await;
+                sqlx::query_scalar(COUNT).fetch_one(db).await.expect("a number")
+            }
             Source::Sqlite => sqlx::query_scalar(COUNT)
                 .fetch_one(&mut self.sqlite)
                 .await

@@ -20,7 +20,7 @@
 //! | thousands of rows due at once, many replicas | `replicas::ten_thousand_rows_…` |
 //! | ownership moves with rows in flight | `replicas::shares_spread_…`, `replicas::a_rolling_restart_…` |
 //! | two relays on two tables | `replicas::relays_on_two_tables_…` |
-//! | lock held by DDL, statement timeout, deadlock, killed backend | `store::postgres_faults::…`, `tests/chaos` |
+//! | lock held by DDL, statement timeout, deadlock, killed backend | `store::postgres_faults::…`, `store::mariadb_faults::…`, `mariadb::…`, `tests/chaos` |
 //! | lower id commits later; transaction open for long | `faults::a_transaction_that_…`, `faults::a_late_commit_…` |
 //! | restore, sequence begins anew | `faults::rows_under_ids_long_passed_…` |
 //! | database error inside the loop; database away | `faults::a_database_that_is_away_…` |
@@ -43,6 +43,7 @@ mod broker;
 mod docs;
 mod faults;
 mod main_job;
+mod mariadb;
 mod outbox;
 mod outcomes;
 mod replicas;

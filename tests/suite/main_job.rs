@@ -33,6 +33,11 @@ async fn rows_arrive_once_in_order_and_are_marked_from_postgres() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn rows_arrive_once_in_order_and_are_marked_from_mariadb() {
+    rows_arrive_once_in_order_and_are_marked(Outbox::on_mariadb().await).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn rows_arrive_once_in_order_and_are_marked_from_sqlite() {
     rows_arrive_once_in_order_and_are_marked(Outbox::on_sqlite().await).await;
 }

@@ -3,11 +3,12 @@
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
+use sqlx::mysql::{MySqlPool, MySqlPoolOptions};
 use sqlx::postgres::{PgConnection, PgPool, PgPoolOptions};
 use sqlx::sqlite::{SqlitePool, SqlitePoolOptions};
 use sqlx::{AssertSqlSafe, Connection};
 
-use crate::support::{Kind, Postgres, Rabbit, Received, Relay, RelayCommand, arrivals, declare, until};
+use crate::support::{Kind, MariaDb, Postgres, Rabbit, Received, Relay, RelayCommand, arrivals, declare, until};
 
 pub(crate) const SECOND: Duration = Duration::from_secs(1);
 
@@ -22,6 +23,7 @@ pub(crate) struct Outbox {
 #[derive(Clone)]
 pub(crate) enum Database {
     Postgres(PgPool),
+    MariaDb(MySqlPool),
     Sqlite(SqlitePool),
 }
 
@@ -30,6 +32,11 @@ impl Outbox {
     /// and the quorum queue `q` bound by `good`.
     pub(crate) async fn on_postgres() -> Self {
         let database_url = Postgres::shared().await.create_database().await;
+        Self::new(database_url, Rabbit::shared().await.create_vhost().await, None).await
+    }
+
+    pub(crate) async fn on_mariadb() -> Self {
+        let database_url = MariaDb::shared().await.create_database().await;
         Self::new(database_url, Rabbit::shared().await.create_vhost().await, None).await
     }
 
@@ -42,6 +49,11 @@ impl Outbox {
     /// With servers of its own.
     pub(crate) async fn between(postgres: &Postgres, rabbit: &Rabbit) -> Self {
         Self::new(postgres.create_database().await, rabbit.url(), None).await
+    }
+
+    /// With servers of its own.
+    pub(crate) async fn between_mariadb(mariadb: &MariaDb, rabbit: &Rabbit) -> Self {
+        Self::new(mariadb.create_database().await, rabbit.url(), None).await
     }
 
     async fn new(database_url: String, amqp_url: String, folder: Option<tempfile::TempDir>) -> Self {
@@ -107,6 +119,9 @@ impl Database {
         if url.starts_with("sqlite") {
             let pool = SqlitePoolOptions::new().max_connections(1).connect(url).await;
             Self::Sqlite(pool.expect("the file is there"))
+        } else if url.starts_with("mysql") {
+            let pool = MySqlPoolOptions::new().max_connections(4).connect(url).await;
+            Self::MariaDb(pool.expect("the server is up"))
         } else {
             let pool = PgPoolOptions::new().max_connections(4).connect(url).await;
             Self::Postgres(pool.expect("the server is up"))
@@ -117,6 +132,7 @@ impl Database {
         let sql = AssertSqlSafe(sql.to_owned());
         match self {
             Self::Postgres(pool) => sqlx::raw_sql(sql).execute(pool).await.expect("runs").rows_affected(),
+            Self::MariaDb(pool) => sqlx::raw_sql(sql).execute(pool).await.expect("runs").rows_affected(),
             Self::Sqlite(pool) => sqlx::raw_sql(sql).execute(pool).await.expect("runs").rows_affected(),
         }
     }
@@ -125,6 +141,7 @@ impl Database {
         let sql = AssertSqlSafe(sql.to_owned());
         match self {
             Self::Postgres(pool) => sqlx::query_scalar(sql).fetch_one(pool).await.expect("a number"),
+            Self::MariaDb(pool) => sqlx::query_scalar(sql).fetch_one(pool).await.expect("a number"),
             Self::Sqlite(pool) => sqlx::query_scalar(sql).fetch_one(pool).await.expect("a number"),
         }
     }
@@ -133,7 +150,17 @@ impl Database {
         let sql = AssertSqlSafe(sql.to_owned());
         match self {
             Self::Postgres(pool) => sqlx::query_scalar(sql).fetch_one(pool).await.expect("a text"),
+            Self::MariaDb(pool) => sqlx::query_scalar(sql).fetch_one(pool).await.expect("a text"),
             Self::Sqlite(pool) => sqlx::query_scalar(sql).fetch_one(pool).await.expect("a text"),
+        }
+    }
+
+    /// A time from now, as SQL.
+    pub(crate) fn in_seconds(&self, seconds: i64) -> String {
+        match self {
+            Self::Postgres(_) => format!("now() + interval '{seconds} seconds'"),
+            Self::MariaDb(_) => format!("now(6) + INTERVAL {seconds} SECOND"),
+            Self::Sqlite(_) => format!("strftime('%Y-%m-%dT%H:%M:%fZ', 'now', '{seconds} seconds')"),
         }
     }
 
@@ -150,6 +177,10 @@ impl Database {
                 "INSERT INTO outbox (routing_key, ordering_key, payload)
                  SELECT 'good', 'k' || (n % {keys}), json_build_object('key', n % {keys}, 'n', n)
                  FROM generate_series({from}, {end}) AS n"
+            ),
+            Self::MariaDb(_) => format!(
+                "INSERT INTO outbox (routing_key, ordering_key, payload)
+                 SELECT 'good', concat('k', seq % {keys}), json_object('key', seq % {keys}, 'n', seq) FROM seq_{from}_to_{end}"
             ),
             Self::Sqlite(_) => format!(
                 "WITH RECURSIVE s(n) AS (SELECT {from} UNION ALL SELECT n + 1 FROM s WHERE n < {end})

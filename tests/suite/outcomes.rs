@@ -1,11 +1,10 @@
 //! What each outcome does: dead letters are exactly the rows that deserve it, and cost the others nothing.
 
-use crate::outbox::{Outbox, SECOND, judge, session};
+use crate::outbox::{Database, Outbox, SECOND, judge, session};
 use crate::support::{Consumer, Kind, Rabbit, declare, drain_queue, until};
 use sqlx::Executor;
 
-async fn exactly_the_unroutable_become_dead_letters(kind: Kind) {
-    let outbox = Outbox::on_postgres().await;
+async fn exactly_the_unroutable_become_dead_letters(outbox: Outbox, kind: Kind) {
     declare(&outbox.amqp_url, "mixed", "m", kind, &["here"]).await;
     let relay = outbox
         .relay()
@@ -16,10 +15,16 @@ async fn exactly_the_unroutable_become_dead_letters(kind: Kind) {
         // Every row its own key: whole windows of mixed fates.
         outbox
             .db
-            .run(
-                "INSERT INTO outbox (routing_key, ordering_key, payload)
-                 SELECT CASE WHEN random() < 0.5 THEN 'here' ELSE 'nowhere' END, 'k' || n, to_json(n) FROM generate_series(1, 500) AS n",
-            )
+            .run(match outbox.db {
+                Database::MariaDb(_) => {
+                    "INSERT INTO outbox (routing_key, ordering_key, payload)
+                     SELECT CASE WHEN rand() < 0.5 THEN 'here' ELSE 'nowhere' END, concat('k', seq), seq FROM seq_1_to_500"
+                }
+                _ => {
+                    "INSERT INTO outbox (routing_key, ordering_key, payload)
+                     SELECT CASE WHEN random() < 0.5 THEN 'here' ELSE 'nowhere' END, 'k' || n, to_json(n) FROM generate_series(1, 500) AS n"
+                }
+            })
             .await;
         outbox.wait_all_sent(60 * SECOND).await;
         let wrong = "SELECT count(*) FROM outbox WHERE (routing_key = 'here') <> (sent_at IS NOT NULL) OR (routing_key = 'nowhere') <> (dead_at IS NOT NULL)";
@@ -43,12 +48,17 @@ async fn exactly_the_unroutable_become_dead_letters(kind: Kind) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn exactly_the_unroutable_become_dead_letters_beside_a_quorum_queue() {
-    exactly_the_unroutable_become_dead_letters(Kind::Quorum).await;
+    exactly_the_unroutable_become_dead_letters(Outbox::on_postgres().await, Kind::Quorum).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn exactly_the_unroutable_become_dead_letters_beside_a_classic_queue() {
-    exactly_the_unroutable_become_dead_letters(Kind::Classic).await;
+    exactly_the_unroutable_become_dead_letters(Outbox::on_postgres().await, Kind::Classic).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn exactly_the_unroutable_become_dead_letters_of_mariadb() {
+    exactly_the_unroutable_become_dead_letters(Outbox::on_mariadb().await, Kind::Quorum).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -222,17 +232,16 @@ async fn a_dead_letter_blocks_its_key_if_asked_until_it_is_gone() {
     judge(&received);
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_delayed_row_waits_and_later_rows_of_its_key_wait_for_it() {
-    let outbox = Outbox::on_postgres().await;
+async fn a_delayed_row_waits(outbox: Outbox) {
     outbox
         .db
-        .run(
+        .run(&format!(
             "INSERT INTO outbox (routing_key, ordering_key, payload, available_at) VALUES
-             ('good', 'a', '{\"key\": 1, \"n\": 1}', now() + interval '3 seconds'),
-             ('good', 'a', '{\"key\": 1, \"n\": 2}', NULL),
-             ('good', 'b', '{\"key\": 2, \"n\": 1}', NULL)",
-        )
+             ('good', 'a', '{{\"key\": 1, \"n\": 1}}', {}),
+             ('good', 'a', '{{\"key\": 1, \"n\": 2}}', NULL),
+             ('good', 'b', '{{\"key\": 2, \"n\": 1}}', NULL)",
+            outbox.db.in_seconds(3)
+        ))
         .await;
     let _relay = outbox.relay().spawn();
     let consumer = Consumer::start(&outbox.amqp_url, "q");
@@ -242,4 +251,14 @@ async fn a_delayed_row_waits_and_later_rows_of_its_key_wait_for_it() {
     let early = "SELECT count(*) FROM outbox WHERE sent_at < available_at";
     outbox.wait_all_sent(10 * SECOND).await;
     assert_eq!(outbox.db.number(early).await, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_delayed_row_waits_and_later_rows_of_its_key_wait_for_it() {
+    a_delayed_row_waits(Outbox::on_postgres().await).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_delayed_row_waits_and_later_rows_of_its_key_wait_for_it_on_mariadb() {
+    a_delayed_row_waits(Outbox::on_mariadb().await).await;
 }

@@ -37,9 +37,7 @@ async fn all_arrived_once(outbox: &Outbox, consumer: &Consumer, inserted: i64) {
     assert_eq!(judge(&received), all);
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn shares_spread_over_the_replicas_and_nothing_is_sent_twice_while_they_do() {
-    let outbox = Outbox::on_postgres().await;
+async fn shares_spread(outbox: Outbox) {
     let consumer = Consumer::start(&outbox.amqp_url, "q");
     let mut relays = vec![outbox.relay().spawn()];
     wait_spread(&relays, &[16.0]).await;
@@ -57,6 +55,16 @@ async fn shares_spread_over_the_replicas_and_nothing_is_sent_twice_while_they_do
         wait_spread(&relays, each).await;
     }
     all_arrived_once(&outbox, &consumer, inserted).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn shares_spread_over_the_replicas_and_nothing_is_sent_twice_while_they_do() {
+    shares_spread(Outbox::on_postgres().await).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn shares_spread_over_the_replicas_and_nothing_is_sent_twice_while_they_do_on_mariadb() {
+    shares_spread(Outbox::on_mariadb().await).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -88,9 +96,7 @@ async fn a_rolling_restart_under_load_sends_nothing_twice_and_stalls_no_key_for_
     assert!(longest < 8 * SECOND, "a share was waited for: {longest:?}");
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_killed_replica_is_taken_over_within_the_lease_time() {
-    let outbox = Outbox::on_postgres().await;
+async fn a_killed_replica_is_taken_over(outbox: Outbox) {
     let consumer = Consumer::start(&outbox.amqp_url, "q");
     let start = || outbox.relay().env("RELAY_LEASE_TTL", "3s").spawn();
     let mut relays = vec![start(), start()];
@@ -105,8 +111,16 @@ async fn a_killed_replica_is_taken_over_within_the_lease_time() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_replica_frozen_beyond_its_lease_keeps_the_order_when_it_comes_back() {
-    let outbox = Outbox::on_postgres().await;
+async fn a_killed_replica_is_taken_over_within_the_lease_time() {
+    a_killed_replica_is_taken_over(Outbox::on_postgres().await).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_killed_replica_is_taken_over_within_the_lease_time_on_mariadb() {
+    a_killed_replica_is_taken_over(Outbox::on_mariadb().await).await;
+}
+
+async fn a_frozen_replica_comes_back(outbox: Outbox) {
     let consumer = Consumer::start(&outbox.amqp_url, "q");
     let start = || outbox.relay().env("RELAY_LEASE_TTL", "2s").spawn();
     let relays = [start(), start()];
@@ -141,6 +155,16 @@ async fn a_replica_frozen_beyond_its_lease_keeps_the_order_when_it_comes_back() 
             .await
             .is_some_and(|lost| lost > 0.0)
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replica_frozen_beyond_its_lease_keeps_the_order_when_it_comes_back() {
+    a_frozen_replica_comes_back(Outbox::on_postgres().await).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replica_frozen_beyond_its_lease_keeps_the_order_when_it_comes_back_on_mariadb() {
+    a_frozen_replica_comes_back(Outbox::on_mariadb().await).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

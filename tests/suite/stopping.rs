@@ -3,9 +3,7 @@
 use crate::outbox::{Arrived, Outbox, SECOND, judge};
 use crate::support::{Consumer, Postgres, Rabbit, Relay};
 
-#[tokio::test(flavor = "multi_thread")]
-async fn ten_stops_under_load_send_nothing_twice_and_lose_nothing() {
-    let outbox = Outbox::on_postgres().await;
+async fn ten_stops_under_load(outbox: Outbox) {
     let consumer = Consumer::start(&outbox.amqp_url, "q");
     for round in 0..10 {
         outbox.insert(round * 3_000, 3_000, 300).await;
@@ -28,6 +26,16 @@ async fn ten_stops_under_load_send_nothing_twice_and_lose_nothing() {
         duplicates: 0,
     };
     assert_eq!(judge(&received), all);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ten_stops_under_load_send_nothing_twice_and_lose_nothing() {
+    ten_stops_under_load(Outbox::on_postgres().await).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ten_stops_under_load_send_nothing_twice_and_lose_nothing_on_mariadb() {
+    ten_stops_under_load(Outbox::on_mariadb().await).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -104,7 +112,11 @@ async fn with_drain_on_the_rest_leaves_before_the_end() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn deleted_when_sent_if_asked() {
-    for outbox in [Outbox::on_postgres().await, Outbox::on_sqlite().await] {
+    for outbox in [
+        Outbox::on_postgres().await,
+        Outbox::on_mariadb().await,
+        Outbox::on_sqlite().await,
+    ] {
         let mut relay = outbox.relay().env("RELAY_OUTBOX_ON_SENT", "delete").spawn();
         let consumer = Consumer::start(&outbox.amqp_url, "q");
         outbox.insert(0, 2_000, 100).await;
@@ -141,7 +153,12 @@ async fn a_bad_configuration_is_told_at_once_and_whole() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn check_says_line_by_line_what_fits_and_what_does_not() {
-    let outbox = Outbox::on_postgres().await;
+    for outbox in [Outbox::on_postgres().await, Outbox::on_mariadb().await] {
+        check_says(&outbox).await;
+    }
+}
+
+async fn check_says(outbox: &Outbox) {
     let good = [
         ("RELAY_DATABASE_URL", outbox.database_url.as_str()),
         ("RELAY_AMQP_URL", &outbox.amqp_url),

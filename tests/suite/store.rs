@@ -2,6 +2,8 @@
 
 mod harness;
 mod leasing;
+mod mariadb;
+mod mariadb_faults;
 mod postgres;
 mod postgres_faults;
 mod reading;
@@ -9,13 +11,19 @@ mod schema;
 mod sqlite;
 mod writing;
 
-/// Every case against both databases.
+/// Every case against every database.
 macro_rules! conformance {
     ($($room:ident: $($case:ident)*;)*) => {
         mod on_postgres {
             $($(#[tokio::test]
             async fn $case() {
                 crate::store::$room::$case(&<crate::store::postgres::Postgres as crate::store::harness::Harness>::fresh().await).await;
+            })*)*
+        }
+        mod on_mariadb {
+            $($(#[tokio::test]
+            async fn $case() {
+                crate::store::$room::$case(&<crate::store::mariadb::MariaDb as crate::store::harness::Harness>::fresh().await).await;
             })*)*
         }
         mod on_sqlite {

@@ -36,6 +36,25 @@ pub struct User {
     pub gid: u32,
 }
 
+impl User {
+    /// Database servers refuse to run as root; then the account of this name is used, which comes with the server.
+    pub fn instead_of_root(name: &str) -> Option<Self> {
+        let is_root = id(&["-u"]) == 0;
+        is_root.then(|| Self {
+            uid: id(&["-u", name]),
+            gid: id(&["-g", name]),
+        })
+    }
+}
+
+fn id(args: &[&str]) -> u32 {
+    let output = Command::new("id").args(args).output().expect("id starts");
+    let text = String::from_utf8_lossy(&output.stdout);
+    text.trim()
+        .parse()
+        .unwrap_or_else(|_| panic!("`id {}` failed: is the server installed?", args.join(" ")))
+}
+
 impl Guard {
     pub fn new(name: &str, user: Option<User>) -> Self {
         let dir = tempfile::Builder::new()

@@ -10,6 +10,7 @@
 mod consumer;
 mod guard;
 mod http;
+mod mariadb;
 mod pgbouncer;
 mod postgres;
 mod process;
@@ -21,6 +22,7 @@ use std::time::{Duration, Instant};
 
 pub use consumer::{Consumer, Kind, Received, arrivals, declare, drain_queue, unbind};
 pub use guard::free_port;
+pub use mariadb::MariaDb;
 pub use pgbouncer::PgBouncer;
 pub use postgres::Postgres;
 pub use proxy::Proxy;

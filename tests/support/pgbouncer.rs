@@ -4,8 +4,8 @@ use std::net::TcpStream;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::guard::{Guard, free_port};
-use super::postgres::{PASSWORD, server_user};
+use super::guard::{Guard, User, free_port};
+use super::postgres::PASSWORD;
 use super::{Postgres, until};
 
 /// A pooler before a server, with fewer server connections than clients.
@@ -17,7 +17,7 @@ pub struct PgBouncer {
 impl PgBouncer {
     /// `settings` are lines of the section `[pgbouncer]` beyond the least.
     pub async fn before(server: &Postgres, settings: &str) -> Self {
-        let guard = Guard::new("pgbouncer", server_user());
+        let guard = Guard::new("pgbouncer", User::instead_of_root("postgres"));
         let port = free_port();
         let users = guard.dir().join("users.txt");
         std::fs::write(&users, format!("\"relay\" \"{PASSWORD}\"\n")).expect("the folder is writable");
@@ -33,8 +33,10 @@ impl PgBouncer {
         let program = PathBuf::from("/usr/sbin/pgbouncer");
         guard.start(&[], &program, &[&configuration.to_string_lossy()]);
         let pooler = Self { guard, port };
-        until("PgBouncer listens", Duration::from_secs(20), async || {
-            TcpStream::connect(("127.0.0.1", port)).is_ok()
+        until("PgBouncer serves", Duration::from_secs(20), async || {
+            let log = pooler.guard.log_tail();
+            assert!(!log.contains("FATAL"), "{log}");
+            log.contains("process up") && TcpStream::connect(("127.0.0.1", port)).is_ok()
         })
         .await;
         pooler

@@ -1,7 +1,6 @@
 //! A private PostgreSQL server.
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
@@ -133,7 +132,7 @@ impl Postgres {
     /// Makes the data folder.
     async fn prepare(settings: &[&str]) -> Self {
         let bin = find_bin();
-        let guard = Guard::new("postgres", server_user());
+        let guard = Guard::new("postgres", User::instead_of_root("postgres"));
         let password_file = guard.dir().join("password");
         std::fs::write(&password_file, PASSWORD).expect("the folder is writable");
         let data = guard.dir().join("data");
@@ -204,25 +203,6 @@ impl Postgres {
         }
         Err(format!("PostgreSQL did not start:\n{}", self.guard.log_tail()))
     }
-}
-
-/// PostgreSQL refuses to run as root; then its own account is used.
-pub(super) fn server_user() -> Option<User> {
-    if id(&["-u"]) != 0 {
-        return None;
-    }
-    Some(User {
-        uid: id(&["-u", "postgres"]),
-        gid: id(&["-g", "postgres"]),
-    })
-}
-
-fn id(args: &[&str]) -> u32 {
-    let output = Command::new("id").args(args).output().expect("id starts");
-    let text = String::from_utf8_lossy(&output.stdout);
-    text.trim()
-        .parse()
-        .unwrap_or_else(|_| panic!("`id {}` failed: is PostgreSQL installed?", args.join(" ")))
 }
 
 /// The folder of `initdb` and `postgres`: the newest version of Debian's layout, or that of `PATH`.

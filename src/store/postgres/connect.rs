@@ -5,12 +5,12 @@ use std::time::Duration;
 
 use sqlx::postgres::{PgConnectOptions, PgConnection};
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Row as _};
-use tracing::{info, warn};
-use url::Url;
+use tracing::info;
 
 use super::error::{STARTUP_REFUSED, classify};
 use crate::config::Secret;
 use crate::store::StoreError;
+use crate::store::url::readable;
 
 const APPLICATION_NAME: &str = "outbox-relay";
 
@@ -36,19 +36,22 @@ const PARAMETERS: &[&str] = &[
     "options",
 ];
 
+/// Between two statements of one transaction lies nothing but the way to the pooler.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(1);
+
 /// Opens connections.
 #[derive(Debug)]
 pub(super) struct Connector {
     options: PgConnectOptions,
     statement_timeout: Duration,
-    /// A pooler is between, or may be: see [`Connector::in_transaction`].
+    /// A pooler is between, or may be: see [`Connector::begin`].
     pooled: AtomicBool,
 }
 
 impl Connector {
     /// Reads the URL; `timeout` is the bound of a call.
     pub(super) fn new(url: &Secret, timeout: Duration) -> Result<Self, StoreError> {
-        let url = readable(url)?;
+        let url = readable(url, |key| PARAMETERS.contains(&key) || key.starts_with("options["))?;
         // Whoever turns the statement cache off in the URL has a pooler.
         let pooled = url
             .query_pairs()
@@ -79,7 +82,7 @@ impl Connector {
     /// A connection whose statements are bounded by the server as well.
     ///
     /// The bound is told in the first message of the connection, as a setting of the session. A pooler refuses it or
-    /// leaves it out, which gives the pooler away: then this call fails, and the next one knows.
+    /// leaves it out, which gives the pooler away.
     pub(super) async fn connect(&self) -> Result<PgConnection, StoreError> {
         if self.pooled() {
             return self.connect_unbounded().await;
@@ -90,41 +93,65 @@ impl Connector {
             let mut connection = options.connect().await?;
             let asked = "SELECT setting FROM pg_settings WHERE name = 'statement_timeout'";
             let row = sqlx::raw_sql(asked).fetch_one(&mut connection).await?;
-            Ok((row.try_get::<String, _>(0)? == bound).then_some(connection))
+            if row.try_get::<String, _>(0)? != bound {
+                self.note_pooler();
+            }
+            Ok(connection)
         };
         match opened.await {
-            Ok(Some(connection)) => Ok(connection),
-            Ok(None) => Err(self.found_pooler()),
             Err(sqlx::Error::Database(error)) if error.code().as_deref() == Some(STARTUP_REFUSED) => {
-                Err(self.found_pooler())
+                self.note_pooler();
+                self.connect_unbounded().await
             }
-            Err(error) => Err(classify(&error).error),
+            other => other.map_err(|error| classify(&error).error),
         }
     }
 
-    fn found_pooler(&self) -> StoreError {
+    fn note_pooler(&self) {
         if !self.pooled.swap(true, Ordering::Relaxed) {
             info!("a pooler is between the relay and PostgreSQL: each statement is sent in a transaction of its own");
         }
-        StoreError::Unavailable("a pooler was found, and is asked again in the way it needs".to_owned())
     }
 
-    /// One call through a pooler.
+    /// Before a statement: begins a transaction if a pooler is between, and says whether one is.
     ///
     /// The driver prepares a statement in one message and executes it in the next. In between, a pooler in transaction
     /// mode may change the server connection, and the statement of that name there may be another one: in the worst
     /// case a mark in place of a read, as both take a list of ids. Within a transaction the server connection stays.
-    pub(super) async fn in_transaction<T>(
+    /// The statement must not be a persistent one: it would stay there for others to find.
+    pub(super) async fn begin(&self, connection: &mut PgConnection) -> Result<bool, sqlx::Error> {
+        let pooled = self.pooled();
+        if pooled {
+            let begin = format!("BEGIN; {}", self.settings());
+            sqlx::raw_sql(AssertSqlSafe(begin)).execute(connection).await?;
+        }
+        Ok(pooled)
+    }
+
+    /// After it: ends the transaction that [`Connector::begin`] began.
+    pub(super) async fn end<T>(
         &self,
         connection: &mut PgConnection,
-        work: impl AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error>,
+        pooled: bool,
+        answer: Result<T, sqlx::Error>,
     ) -> Result<T, sqlx::Error> {
+        if pooled {
+            let end = if answer.is_ok() { "COMMIT" } else { "ROLLBACK" };
+            let ended = sqlx::raw_sql(end).execute(connection).await;
+            return answer.and_then(|answer| ended.map(|_| answer));
+        }
+        answer
+    }
+
+    /// What each transaction through a pooler needs, as settings of a session do not get through. A relay that is frozen
+    /// between two statements must not keep the rows that it marks.
+    pub(super) fn settings(&self) -> String {
         let bound = self.statement_timeout.as_millis();
-        let begin = format!("BEGIN; SET LOCAL statement_timeout = {bound}");
-        sqlx::raw_sql(AssertSqlSafe(begin)).execute(&mut *connection).await?;
-        let answer = work(connection).await?;
-        sqlx::raw_sql("COMMIT").execute(connection).await?;
-        Ok(answer)
+        let idle = IDLE_TIMEOUT.as_millis();
+        format!(
+            "SET LOCAL statement_timeout = {bound}; SET LOCAL idle_in_transaction_session_timeout = {idle}; \
+             SET LOCAL timezone = 'UTC'"
+        )
     }
 
     /// For a connection that others open.
@@ -138,25 +165,4 @@ impl Connector {
             .await
             .map_err(|error| classify(&error).error)
     }
-}
-
-/// The URL without parameters that the driver would log.
-fn readable(url: &Secret) -> Result<Url, StoreError> {
-    let failed = |text: String| StoreError::Failed(format!("the database URL {text}"));
-    // The parser's errors are fixed texts.
-    let mut url = Url::parse(url.expose()).map_err(|error| failed(format!("cannot be read: {error}")))?;
-    // `postgres://user:12/34@host/db` is host "user", and the rest of the password a database's name to be reported.
-    if url.path().contains('@') || url.fragment().is_some() {
-        return Err(failed(
-            "is ambiguous: write / ? # @ in the password as %2F %3F %23 %40".to_owned(),
-        ));
-    }
-    let known = |key: &str| PARAMETERS.contains(&key) || key.starts_with("options[");
-    let (kept, unknown): (Vec<_>, Vec<_>) = url.query_pairs().into_owned().partition(|(key, _)| known(key));
-    if !unknown.is_empty() {
-        let names: Vec<&str> = unknown.iter().map(|(key, _)| key.as_str()).collect();
-        warn!(parameters = ?names, "parameters of the database URL are not known and have no effect");
-        url.query_pairs_mut().clear().extend_pairs(kept);
-    }
-    Ok(url)
 }

@@ -3,12 +3,7 @@
 use sqlx::postgres::PgDatabaseError;
 
 use crate::store::StoreError;
-
-/// A failed call: what the caller is told, and whether the connection may serve another.
-pub(super) struct Verdict {
-    pub(super) error: StoreError,
-    pub(super) keep_connection: bool,
-}
+use crate::store::slot::Verdict;
 
 /// What a pooler says to a setting in the first message of a connection (`protocol_violation`).
 pub(super) const STARTUP_REFUSED: &str = "08P01";
@@ -21,21 +16,14 @@ pub(super) fn classify(error: &sqlx::Error) -> Verdict {
     match error {
         sqlx::Error::Database(error) => match error.try_downcast_ref::<PgDatabaseError>() {
             Some(error) => database(error),
-            None => closed(StoreError::Failed("an unknown database error".to_owned())),
+            None => Verdict::closed(StoreError::Failed("an unknown database error".to_owned())),
         },
-        sqlx::Error::Io(error) => closed(StoreError::Unavailable(error.to_string())),
-        sqlx::Error::Tls(error) => closed(StoreError::Unavailable(format!("TLS: {error}"))),
-        sqlx::Error::Protocol(text) => closed(StoreError::Unavailable(format!("protocol: {text}"))),
-        sqlx::Error::Configuration(error) => closed(StoreError::Failed(format!("the database URL: {error}"))),
+        sqlx::Error::Io(error) => Verdict::closed(StoreError::Unavailable(error.to_string())),
+        sqlx::Error::Tls(error) => Verdict::closed(StoreError::Unavailable(format!("TLS: {error}"))),
+        sqlx::Error::Protocol(text) => Verdict::closed(StoreError::Unavailable(format!("protocol: {text}"))),
+        sqlx::Error::Configuration(error) => Verdict::closed(StoreError::Failed(format!("the database URL: {error}"))),
         // Everything else is about values; its text could hold one.
-        _ => closed(StoreError::Failed("the driver could not read the answer".to_owned())),
-    }
-}
-
-fn closed(error: StoreError) -> Verdict {
-    Verdict {
-        error,
-        keep_connection: false,
+        _ => Verdict::closed(StoreError::Failed("the driver could not read the answer".to_owned())),
     }
 }
 
@@ -44,29 +32,24 @@ fn database(error: &PgDatabaseError) -> Verdict {
     let text = describe(error);
     let (class, _) = code.split_at_checked(2).unwrap_or((code, ""));
     match (class, code) {
-        (_, "40001" | "40P01") => kept(StoreError::Conflict(text)),
-        (_, "42P01" | "42703" | "3F000") => closed(StoreError::SchemaMissing(text)),
+        (_, "40001" | "40P01") => Verdict::kept(StoreError::Conflict(text)),
+        (_, "42P01" | "42703" | "3F000") => Verdict::closed(StoreError::SchemaMissing(text)),
         // "cached plan must not change result type": a column has another type now, prepared statements are void.
-        (_, "0A000") if error.message().contains("cached plan") => closed(StoreError::SchemaMissing(text)),
-        (_, "42501") => kept(StoreError::Denied(text)),
+        (_, "0A000") if error.message().contains("cached plan") => Verdict::closed(StoreError::SchemaMissing(text)),
+        (_, "42501") => Verdict::kept(StoreError::Denied(text)),
         // Not kept: after a failover the next connection may find a server that can be written to.
-        (_, "25006") => closed(StoreError::Denied(text)),
-        (_, "57014" | "55P03") => kept(StoreError::Unavailable(text)),
+        (_, "25006") => Verdict::closed(StoreError::Denied(text)),
+        // A transaction that was left alone for too long: the connection is gone.
+        (_, "25P03") => Verdict::closed(StoreError::Unavailable(text)),
+        (_, "57014" | "55P03") => Verdict::kept(StoreError::Unavailable(text)),
         // A pooler handed the statement to a server connection that does not have it, or has another by this name.
-        (_, "26000" | "42P05") => closed(StoreError::Unavailable(format!(
+        (_, "26000" | "42P05") => Verdict::closed(StoreError::Unavailable(format!(
             "{text}: add ?statement-cache-capacity=0 to the database URL, as a pooler is between that did not show"
         ))),
-        (_, "3D000") => closed(StoreError::Unavailable(text)),
-        ("28", _) => closed(StoreError::Unavailable(format!("login refused: {text}"))),
-        ("08" | "53" | "57" | "58", _) => closed(StoreError::Unavailable(text)),
-        _ => kept(StoreError::Failed(text)),
-    }
-}
-
-fn kept(error: StoreError) -> Verdict {
-    Verdict {
-        error,
-        keep_connection: true,
+        (_, "3D000") => Verdict::closed(StoreError::Unavailable(text)),
+        ("28", _) => Verdict::closed(StoreError::Unavailable(format!("login refused: {text}"))),
+        ("08" | "53" | "57" | "58", _) => Verdict::closed(StoreError::Unavailable(text)),
+        _ => Verdict::kept(StoreError::Failed(text)),
     }
 }
 

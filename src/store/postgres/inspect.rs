@@ -7,6 +7,7 @@ use tracing::warn;
 use super::statements::Size;
 use crate::config::{OnSent, TableName};
 use crate::store::StoreError;
+use crate::store::columns::{Column, WRITTEN, check, missing};
 use crate::store::values::unreadable;
 
 /// One row for each column; one row without a column for a table without columns; none without a table. The privilege
@@ -53,12 +54,8 @@ const COLUMNS: &[(&str, &[&str])] = &[
     ("dead_at", TIMES),
 ];
 
-/// The columns the relay writes.
-const WRITTEN: &[&str] = &["sent_at", "dead_at", "attempts", "next_attempt_at", "last_error"];
-
-struct Column {
-    name: String,
-    kind: String,
+struct Granted {
+    column: Column,
     readable: bool,
     writable: bool,
 }
@@ -66,14 +63,14 @@ struct Column {
 /// Judges the answer to [`QUERY`]; what the statements need to know of the table.
 pub(super) fn judge(rows: &[PgRow], table: &TableName, on_sent: OnSent) -> Result<Size, StoreError> {
     let Some(first) = rows.first() else {
-        return Err(missing(format!(
+        return Err(missing(&format!(
             "table {table} does not exist, or the role may not see its schema"
         )));
     };
     let relation: String = first.try_get(0).map_err(|error| unreadable(&error))?;
     check_relation(&relation, table)?;
     let columns = columns(rows)?;
-    check_columns(&columns, table)?;
+    check(columns.iter().map(|granted| &granted.column), COLUMNS, table)?;
     if first.try_get(8).map_err(|error| unreadable(&error))? {
         return Err(StoreError::Denied(
             "the server takes no writes (a standby, or default_transaction_read_only is on)".to_owned(),
@@ -87,18 +84,13 @@ pub(super) fn judge(rows: &[PgRow], table: &TableName, on_sent: OnSent) -> Resul
     }
     let payload = columns
         .iter()
+        .map(|granted| &granted.column)
         .find(|column| column.name == "payload")
         .map(|column| column.kind.as_str());
     Ok(match payload {
         Some("json" | "jsonb") => Size::OfText,
         _ => Size::OfColumn,
     })
-}
-
-fn missing(text: String) -> StoreError {
-    StoreError::SchemaMissing(format!(
-        "{text}: run `outbox-relay migrate`, or wait for the application's migrations"
-    ))
 }
 
 fn check_relation(kind: &str, table: &TableName) -> Result<(), StoreError> {
@@ -113,12 +105,14 @@ fn check_relation(kind: &str, table: &TableName) -> Result<(), StoreError> {
     )))
 }
 
-fn columns(rows: &[PgRow]) -> Result<Vec<Column>, StoreError> {
+fn columns(rows: &[PgRow]) -> Result<Vec<Granted>, StoreError> {
     let column = |row: &PgRow| {
         let Some(name) = row.try_get(1)? else { return Ok(None) };
-        Ok(Some(Column {
-            name,
-            kind: row.try_get(2)?,
+        Ok(Some(Granted {
+            column: Column {
+                name,
+                kind: row.try_get(2)?,
+            },
             readable: row.try_get(3)?,
             writable: row.try_get(4)?,
         }))
@@ -129,45 +123,20 @@ fn columns(rows: &[PgRow]) -> Result<Vec<Column>, StoreError> {
         .map_err(|error| unreadable(&error))
 }
 
-fn check_columns(columns: &[Column], table: &TableName) -> Result<(), StoreError> {
-    let find = |name: &str| columns.iter().find(|column| column.name == name);
-    let absent: Vec<&str> = COLUMNS
-        .iter()
-        .map(|(name, _)| *name)
-        .filter(|name| find(name).is_none())
-        .collect();
-    if !absent.is_empty() {
-        return Err(missing(format!("table {table} has no column {}", absent.join(", "))));
-    }
-    let wrong: Vec<String> = COLUMNS
-        .iter()
-        .filter_map(|(name, allowed)| find(name).map(|column| (column, allowed)))
-        .filter(|(column, allowed)| !allowed.contains(&column.kind.as_str()))
-        .map(|(column, allowed)| format!("{} is {}, allowed: {}", column.name, column.kind, allowed.join(", ")))
-        .collect();
-    if wrong.is_empty() {
-        return Ok(());
-    }
-    Err(StoreError::Failed(format!(
-        "columns of {table} have types the relay cannot use: {}",
-        wrong.join("; ")
-    )))
-}
-
 fn check_privileges(
-    columns: &[Column],
+    columns: &[Granted],
     may_delete: bool,
     role: &str,
     table: &TableName,
     on_sent: OnSent,
 ) -> Result<(), StoreError> {
-    let used = |column: &&Column| COLUMNS.iter().any(|(name, _)| *name == column.name);
-    let written = |column: &&Column| WRITTEN.contains(&column.name.as_str());
+    let used = |granted: &&Granted| COLUMNS.iter().any(|(name, _)| *name == granted.column.name);
+    let written = |granted: &&Granted| WRITTEN.contains(&granted.column.name.as_str());
     let mut lacking = Vec::new();
-    if !columns.iter().filter(used).all(|column| column.readable) {
+    if !columns.iter().filter(used).all(|granted| granted.readable) {
         lacking.push("SELECT");
     }
-    if !columns.iter().filter(written).all(|column| column.writable) {
+    if !columns.iter().filter(written).all(|granted| granted.writable) {
         lacking.push("UPDATE");
     }
     if !may_delete {

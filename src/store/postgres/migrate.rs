@@ -9,7 +9,7 @@ use super::connect::Connector;
 use super::error::classify;
 use crate::config::TableName;
 use crate::store::StoreError;
-use crate::store::migrate::{Applied, Migration, book, literal, render};
+use crate::store::migrate::{Applied, Migration, book, printed, record, render};
 use crate::store::slot::within;
 
 const MIGRATIONS: &[Migration] = &[
@@ -112,27 +112,10 @@ fn create_book(table: &TableName) -> String {
     )
 }
 
-fn record(migration: &Migration, table: &TableName) -> String {
-    format!(
-        "INSERT INTO {} (outbox, version) VALUES ({}, {}) ON CONFLICT DO NOTHING",
-        book(table),
-        literal(table.name()),
-        migration.version
-    )
-}
-
 /// See [`super::migration_sql`].
 pub(super) fn sql(table: &TableName) -> String {
-    let mut sql = format!("BEGIN;\n\n{LOCK};\n\n{};\n", create_book(table));
-    for migration in MIGRATIONS {
-        sql.push_str(&format!(
-            "\n{}\n{};\n",
-            render(migration, table).trim_end(),
-            record(migration, table)
-        ));
-    }
-    sql.push_str("\nCOMMIT;\n");
-    sql
+    let opening = format!("BEGIN;\n\n{LOCK};\n\n{}", create_book(table));
+    printed(&opening, MIGRATIONS, table, record, "COMMIT")
 }
 
 fn explain(error: &sqlx::Error, table: &TableName) -> StoreError {

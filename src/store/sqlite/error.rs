@@ -1,12 +1,7 @@
 //! From SQLite's result codes to what the caller does about them.
 
 use crate::store::StoreError;
-
-/// A failed call: what the caller is told, and whether the connection may serve another.
-pub(super) struct Verdict {
-    pub(super) error: StoreError,
-    pub(super) keep_connection: bool,
-}
+use crate::store::slot::Verdict;
 
 /// Sorts an error. The codes: <https://www.sqlite.org/rescode.html>.
 pub(super) fn classify(error: &sqlx::Error) -> Verdict {

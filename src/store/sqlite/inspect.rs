@@ -5,6 +5,7 @@ use sqlx::sqlite::SqliteRow;
 
 use crate::config::TableName;
 use crate::store::StoreError;
+use crate::store::columns::missing;
 use crate::store::values::unreadable;
 
 /// One row for each column; none without a table. `?1` the table, `?2` its index of unsent rows.
@@ -48,13 +49,8 @@ pub(super) fn check_schema(table: &TableName) -> Result<(), StoreError> {
 
 /// Judges the answer to [`QUERY`]. True: the index of unsent rows is there.
 pub(super) fn judge(rows: &[SqliteRow], table: &TableName) -> Result<bool, StoreError> {
-    let missing = |text: String| {
-        StoreError::SchemaMissing(format!(
-            "{text}: run `outbox-relay migrate`, or wait for the application's migrations"
-        ))
-    };
     let Some(first) = rows.first() else {
-        return Err(missing(format!("table {table} does not exist")));
+        return Err(missing(&format!("table {table} does not exist")));
     };
     if text(first, 0)? == "view" {
         return Err(StoreError::Failed(format!(
@@ -73,7 +69,7 @@ pub(super) fn judge(rows: &[SqliteRow], table: &TableName) -> Result<bool, Store
     let find = |name: &str| columns.iter().find(|(column, _)| column == name);
     let absent: Vec<&str> = COLUMNS.iter().copied().filter(|name| find(name).is_none()).collect();
     if !absent.is_empty() {
-        return Err(missing(format!("table {table} has no column {}", absent.join(", "))));
+        return Err(missing(&format!("table {table} has no column {}", absent.join(", "))));
     }
     match find("id") {
         // SQLite's own rule for an integer affinity.

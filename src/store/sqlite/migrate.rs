@@ -10,7 +10,7 @@ use super::error::classify;
 use super::inspect::check_schema;
 use crate::config::TableName;
 use crate::store::StoreError;
-use crate::store::migrate::{Applied, Migration, book, literal, render};
+use crate::store::migrate::{Applied, Migration, book, printed, record, render};
 use crate::store::slot::within;
 
 const MIGRATIONS: &[Migration] = &[
@@ -96,30 +96,13 @@ fn create_book(table: &TableName) -> String {
     )
 }
 
-fn record(migration: &Migration, table: &TableName) -> String {
-    format!(
-        "INSERT INTO {} (outbox, version) VALUES ({}, {}) ON CONFLICT DO NOTHING",
-        book(table),
-        literal(table.name()),
-        migration.version
-    )
-}
-
 /// See [`super::migration_sql`].
 pub(super) fn sql(table: &TableName) -> String {
-    let mut sql = format!(
-        "PRAGMA journal_mode = WAL;\n\nBEGIN IMMEDIATE;\n\n{};\n",
+    let opening = format!(
+        "PRAGMA journal_mode = WAL;\n\nBEGIN IMMEDIATE;\n\n{}",
         create_book(table)
     );
-    for migration in MIGRATIONS {
-        sql.push_str(&format!(
-            "\n{}\n{};\n",
-            render(migration, table).trim_end(),
-            record(migration, table)
-        ));
-    }
-    sql.push_str("\nCOMMIT;\n");
-    sql
+    printed(&opening, MIGRATIONS, table, record, "COMMIT")
 }
 
 fn explain(error: &sqlx::Error, table: &TableName) -> StoreError {

@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use super::{MAX_WRITE, Sqlite, decode, decode_one, list, lock, rows};
+use super::{MAX_WRITE, Sqlite, list, lock, rows};
 use crate::message::RowId;
 use crate::store::purge::{PurgeWalk, Window};
-use crate::store::values::seconds;
+use crate::store::values::{decode, decode_one, seconds};
 use crate::store::{Shares, StoreError};
 
 /// Ids read at a time when shares are filtered.

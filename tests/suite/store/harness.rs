@@ -20,6 +20,12 @@ pub(crate) trait Harness: Send + Sync + Sized {
     async fn number(&self, sql: &str) -> i64;
     /// A time from now, as SQL.
     fn in_seconds(&self, seconds: i64) -> String;
+    /// A time in seconds since 1970, as SQL.
+    fn at(&self, unix: i64) -> String;
+    /// The version of the UUIDs that rows get by default.
+    fn uuid_version(&self) -> usize {
+        4
+    }
 
     fn store(&self) -> Arc<dyn Store> {
         self.store_with(options("outbox", OnSent::Mark))

@@ -43,6 +43,10 @@ impl Harness for Postgres {
     fn in_seconds(&self, seconds: i64) -> String {
         format!("now() + interval '{seconds} seconds'")
     }
+
+    fn at(&self, unix: i64) -> String {
+        format!("to_timestamp({unix})")
+    }
 }
 
 impl Postgres {

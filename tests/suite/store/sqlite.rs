@@ -48,6 +48,10 @@ impl Harness for Sqlite {
     fn in_seconds(&self, seconds: i64) -> String {
         format!("strftime('%Y-%m-%dT%H:%M:%fZ', 'now', '{seconds} seconds')")
     }
+
+    fn at(&self, unix: i64) -> String {
+        format!("strftime('%Y-%m-%dT%H:%M:%fZ', {unix}, 'unixepoch')")
+    }
 }
 
 impl Sqlite {

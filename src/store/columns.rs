@@ -1,0 +1,51 @@
+//! The columns of an outbox table, compared with what the relay can use.
+
+use super::StoreError;
+use crate::config::TableName;
+
+/// The columns the relay writes.
+pub(super) const WRITTEN: &[&str] = &["sent_at", "dead_at", "attempts", "next_attempt_at", "last_error"];
+
+/// A column of the table.
+pub(super) struct Column {
+    pub(super) name: String,
+    /// Its type, as the database's catalogue names it.
+    pub(super) kind: String,
+}
+
+/// What is not there yet may come.
+pub(super) fn missing(text: &str) -> StoreError {
+    StoreError::SchemaMissing(format!(
+        "{text}: run `outbox-relay migrate`, or wait for the application's migrations"
+    ))
+}
+
+/// Every column that is `wanted` must be there, with one of the types allowed.
+pub(super) fn check<'a>(
+    columns: impl Iterator<Item = &'a Column> + Clone,
+    wanted: &[(&str, &[&str])],
+    table: &TableName,
+) -> Result<(), StoreError> {
+    let find = |name: &str| columns.clone().find(|column| column.name == name);
+    let absent: Vec<&str> = wanted
+        .iter()
+        .map(|(name, _)| *name)
+        .filter(|name| find(name).is_none())
+        .collect();
+    if !absent.is_empty() {
+        return Err(missing(&format!("table {table} has no column {}", absent.join(", "))));
+    }
+    let wrong: Vec<String> = wanted
+        .iter()
+        .filter_map(|(name, allowed)| find(name).map(|column| (column, allowed)))
+        .filter(|(column, allowed)| !allowed.contains(&column.kind.as_str()))
+        .map(|(column, allowed)| format!("{} is {}, allowed: {}", column.name, column.kind, allowed.join(", ")))
+        .collect();
+    if wrong.is_empty() {
+        return Ok(());
+    }
+    Err(StoreError::Failed(format!(
+        "columns of {table} have types the relay cannot use: {}",
+        wrong.join("; ")
+    )))
+}

@@ -1,0 +1,391 @@
+//! MariaDB 10.6 or later, and MySQL 8.
+//!
+//! Four connections, as for PostgreSQL. Lists of ids are one JSON text each, joined as a table: so there are few statements,
+//! all of them prepared, where `IN` lists of every length would each be another one (and `IN (SELECT …)` in an UPDATE
+//! reads the whole table in MariaDB 10).
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use serde_json::json;
+use sqlx::mysql::{MySql as Driver, MySqlArguments, MySqlConnection, MySqlRow};
+use sqlx::query::Query;
+use sqlx::{AssertSqlSafe, Executor as _, Row as _};
+
+use super::leases::{self, Dialect, Take};
+use super::migrate::{Applied, literal};
+use super::purge::{self, PurgeWalk, Window};
+use super::slot::Slot;
+use super::values::{FailureColumns, decode, decode_one, raw, sorted};
+use super::{
+    Backlog, Failure, Holder, LeaseAsk, LeaseView, OpenTransactions, Probe, Shares, Store, StoreError, StoreOptions,
+    Stub,
+};
+use crate::broker::Confirmed;
+use crate::config::{Secret, TableName};
+use crate::message::{OrderingKey, OutboxRow, RowId};
+
+mod connect;
+mod error;
+mod inspect;
+mod migrate;
+mod rows;
+mod statements;
+
+use connect::Connector;
+use statements::Statements;
+
+/// More rows in one statement gain nothing, and hold their locks longer.
+const MAX_MARK: usize = 2_000;
+
+/// A transaction that is open for longer may commit rows that are sent behind later ones of their key. Which ones are
+/// open only a user with the privilege PROCESS is told here.
+const LONGEST_TRANSACTION: Duration = Duration::from_secs(50);
+
+/// `timestamp` ends in 2038; a longer wait is written as this one.
+const LONGEST_DELAY: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+
+/// An outbox table in MariaDB or MySQL.
+#[derive(Debug)]
+pub struct MySql {
+    connector: Connector,
+    options: StoreOptions,
+    /// The table's name as it stands in statements.
+    table: String,
+    /// What "now" is counted from where the time of this process stands for transaction numbers.
+    started: Instant,
+    /// `None` until the table was looked at, and again after it was found changed.
+    statements: Mutex<Option<Arc<Statements>>>,
+    walk: Mutex<PurgeWalk>,
+    read: Slot<MySqlConnection>,
+    write: Slot<MySqlConnection>,
+    housekeeping: Slot<MySqlConnection>,
+    leases: Slot<MySqlConnection>,
+}
+
+type Statement<'q> = Query<'q, Driver, MySqlArguments>;
+
+impl MySql {
+    /// A store that is not connected yet.
+    ///
+    /// # Errors
+    /// [`StoreError::Failed`] for a URL that is not understood; the text holds nothing of it.
+    pub fn new(url: &Secret, options: StoreOptions) -> Result<Self, StoreError> {
+        Ok(Self {
+            connector: Connector::new(url, options.timeout)?,
+            table: options.table.to_string(),
+            options,
+            started: Instant::now(),
+            statements: Mutex::default(),
+            walk: Mutex::default(),
+            read: Slot::new(),
+            write: Slot::new(),
+            housekeeping: Slot::new(),
+            leases: Slot::new(),
+        })
+    }
+
+    /// Creates or upgrades the tables; see [`super::migrate`].
+    ///
+    /// # Errors
+    /// [`StoreError::SchemaMissing`] for a database that does not exist, [`StoreError::Denied`] where the user may not.
+    pub async fn migrate(&self) -> Result<Vec<Applied>, StoreError> {
+        migrate::migrate(&self.connector, &self.options.table).await
+    }
+
+    async fn statements(&self) -> Result<Arc<Statements>, StoreError> {
+        let known = lock(&self.statements).clone();
+        match known {
+            Some(statements) => Ok(statements),
+            None => self.look().await,
+        }
+    }
+
+    async fn look(&self) -> Result<Arc<Statements>, StoreError> {
+        // What is found wrong now must not be worked on as it was known before.
+        *lock(&self.statements) = None;
+        let found = self.inspected().await;
+        if matches!(found, Err(StoreError::Denied(_) | StoreError::Failed(_))) {
+            // The next look may find another server behind the same name, or new grants.
+            self.read.close().await;
+        }
+        let statements = Arc::new(found?);
+        *lock(&self.statements) = Some(Arc::clone(&statements));
+        Ok(statements)
+    }
+
+    async fn inspected(&self) -> Result<Statements, StoreError> {
+        let (table, on_sent) = (&self.options.table, self.options.on_sent);
+        let schema = table.schema().unwrap_or_else(|| self.connector.database());
+        let named = |sql: &'static str| sqlx::query(sql).bind(schema).bind(table.name());
+        let columns = self.rows(&self.read, named(inspect::COLUMNS_QUERY)).await?;
+        let user = inspect::judge(&columns, table)?;
+        let indexes = self.rows(&self.read, named(inspect::INDEX_QUERY)).await?;
+        let index = decode(&indexes, rows::name)?.into_iter().next();
+        let mut lacking = Vec::new();
+        for (privilege, sql) in inspect::touches(table) {
+            match self.execute(&self.read, self.query(&sql.into())).await {
+                Ok(_) => {}
+                Err(StoreError::Denied(text)) if inspect::is_read_only(&text) => return Err(StoreError::Denied(text)),
+                Err(StoreError::Denied(_)) => lacking.push(privilege),
+                Err(error) => return Err(error),
+            }
+        }
+        inspect::check_privileges(&lacking, &user, table, on_sent)?;
+        Ok(Statements::new(table, on_sent, index.as_deref()))
+    }
+
+    fn query<'q>(&self, sql: &Arc<str>) -> Statement<'q> {
+        sqlx::query(AssertSqlSafe(Arc::clone(sql)))
+    }
+
+    async fn rows(&self, slot: &Slot<MySqlConnection>, query: Statement<'_>) -> Result<Vec<MySqlRow>, StoreError> {
+        self.call(slot, async |connection| connection.fetch_all(query).await)
+            .await
+    }
+
+    async fn execute(&self, slot: &Slot<MySqlConnection>, query: Statement<'_>) -> Result<u64, StoreError> {
+        self.call(slot, async |connection| {
+            connection.execute(query).await.map(|done| done.rows_affected())
+        })
+        .await
+    }
+
+    async fn call<T>(
+        &self,
+        slot: &Slot<MySqlConnection>,
+        work: impl AsyncFnOnce(&mut MySqlConnection) -> Result<T, sqlx::Error>,
+    ) -> Result<T, StoreError> {
+        let answer = slot
+            .call(self.options.timeout, self.connector.connect(), error::classify, work)
+            .await;
+        if matches!(answer, Err(StoreError::SchemaMissing(_))) {
+            *lock(&self.statements) = None;
+        }
+        answer
+    }
+
+    async fn page(&self, query: Statement<'_>) -> Result<Vec<OutboxRow>, StoreError> {
+        let rows = self.rows(&self.read, query).await?;
+        decode(&rows, |row| rows::outbox_row(row, &self.table))
+    }
+
+    /// Milliseconds stand for transaction numbers: one that began now has the number `next`, and all that began before
+    /// `oldest` are taken to have ended.
+    fn open_transactions(&self) -> OpenTransactions {
+        // One longest transaction after the start: none had a number before.
+        let now = self.started.elapsed() + LONGEST_TRANSACTION;
+        let number = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+        OpenTransactions {
+            oldest: number(now - LONGEST_TRANSACTION),
+            next: number(now),
+        }
+    }
+
+    async fn purge_window(&self, older_than: Duration, wanted: u64) -> Result<(u64, bool), StoreError> {
+        let statements = self.statements().await?;
+        let (size, age) = (PurgeWalk::size(wanted), micros(older_than));
+        let position = lock(&self.walk).position();
+        let look = self.query(&statements.purge_window).bind(age).bind(position).bind(size);
+        let (seen, mut old) = rows::window(&self.rows(&self.housekeeping, look).await?)?;
+        old.truncate(usize::try_from(wanted).unwrap_or(usize::MAX));
+        let mut deleted = 0;
+        for ids in old.chunks(MAX_MARK) {
+            let purge = self.query(&statements.purge).bind(list(ids)).bind(age);
+            deleted += self.execute(&self.housekeeping, purge).await?;
+        }
+        let found = Window {
+            deleted,
+            last_deleted: old.last().copied(),
+            ..seen
+        };
+        let more = lock(&self.walk).advance(found, size, wanted);
+        Ok((deleted, more))
+    }
+}
+
+#[async_trait]
+impl Store for MySql {
+    async fn inspect(&self) -> Result<(), StoreError> {
+        self.look().await.map(drop)
+    }
+
+    async fn head(&self, after: RowId, limit: u32, shares: &Shares) -> Result<Vec<OutboxRow>, StoreError> {
+        let statements = self.statements().await?;
+        let query = match shares {
+            Shares::All => self.query(&statements.head).bind(after.0),
+            Shares::Some { of, owned } => shared(self.query(&statements.head_shares).bind(after.0), *of, owned),
+        };
+        self.page(query.bind(limit)).await
+    }
+
+    async fn scan(&self, after: RowId, to: RowId, limit: u32, shares: &Shares) -> Result<Vec<Stub>, StoreError> {
+        let statements = self.statements().await?;
+        let between = |sql: &Arc<str>| self.query(sql).bind(after.0).bind(to.0);
+        let query = match shares {
+            Shares::All => between(&statements.scan),
+            Shares::Some { of, owned } => shared(between(&statements.scan_shares), *of, owned),
+        };
+        decode(&self.rows(&self.read, query.bind(limit)).await?, rows::stub)
+    }
+
+    async fn probe(&self, ids: &[RowId]) -> Result<Probe, StoreError> {
+        let statements = self.statements().await?;
+        // Asked before the rows are looked at: what begins meanwhile is above it.
+        let open = self.open_transactions();
+        let query = self.query(&statements.probe).bind(list(&raw(ids)));
+        let found = decode(&self.rows(&self.read, query).await?, rows::probed)?;
+        Ok(Probe {
+            present: found.iter().map(|(stub, _)| stub.id).collect(),
+            unsent: found
+                .into_iter()
+                .filter_map(|(stub, unsent)| unsent.then_some(stub))
+                .collect(),
+            open,
+        })
+    }
+
+    async fn fetch(&self, ids: &[RowId], bytes: u64) -> Result<Vec<OutboxRow>, StoreError> {
+        let statements = self.statements().await?;
+        let room = i64::try_from(bytes).unwrap_or(i64::MAX);
+        self.page(self.query(&statements.fetch).bind(room).bind(list(&raw(ids))))
+            .await
+    }
+
+    async fn mark_sent(&self, rows: &[Confirmed]) -> Result<u64, StoreError> {
+        let statements = self.statements().await?;
+        let mut marked = 0;
+        for ids in sorted(rows).chunks(MAX_MARK) {
+            marked += self
+                .execute(&self.write, self.query(&statements.mark).bind(list(ids)))
+                .await?;
+        }
+        Ok(marked)
+    }
+
+    async fn record_failures(&self, failures: &[Failure], holder: &Holder) -> Result<u64, StoreError> {
+        let statements = self.statements().await?;
+        let columns = FailureColumns::of(failures);
+        let failures: Vec<_> = (0..columns.ids.len())
+            .map(|i| {
+                let delay = columns.delays[i].map(|delay| micros(Duration::from_secs_f64(delay).min(LONGEST_DELAY)));
+                json!([
+                    columns.ids[i],
+                    columns.attempts[i],
+                    columns.errors[i],
+                    delay,
+                    columns.shares[i],
+                    columns.epochs[i]
+                ])
+            })
+            .collect();
+        let query = self
+            .query(&statements.failures)
+            .bind(json!(failures).to_string())
+            .bind(holder.partitions)
+            .bind(holder.member.as_str());
+        self.execute(&self.write, query).await
+    }
+
+    async fn lease(&self, ask: &LeaseAsk) -> Result<LeaseView, StoreError> {
+        let script = leases::script(&self.options.table, ask, &lease_dialect(&self.options.table));
+        let run = async |connection: &mut MySqlConnection| {
+            let rows = sqlx::raw_sql(AssertSqlSafe(script)).fetch_all(&mut *connection).await;
+            if rows.is_err() {
+                // Whatever failed, the transaction must not stay open on a connection that is kept.
+                let _ = sqlx::raw_sql("ROLLBACK").execute(connection).await;
+            }
+            rows?.iter().map(rows::lease).collect::<Result<Vec<_>, _>>()
+        };
+        self.call(&self.leases, run)
+            .await
+            .map(leases::view)
+            .map_err(leases::explain)
+    }
+
+    async fn has_free_shares(&self, partitions: u16) -> Result<bool, StoreError> {
+        let table = &self.options.table;
+        let sql: Arc<str> = leases::free(table, partitions, &lease_dialect(table)).into();
+        let rows = self.rows(&self.leases, self.query(&sql)).await?;
+        decode_one(&rows, |row| row.try_get::<i64, _>(0)).map(|free| free > 0)
+    }
+
+    async fn dead_keys(&self, limit: u32) -> Result<Vec<(OrderingKey, RowId)>, StoreError> {
+        let statements = self.statements().await?;
+        let query = self.query(&statements.dead_keys).bind(limit);
+        decode(&self.rows(&self.housekeeping, query).await?, rows::dead_key)
+    }
+
+    async fn purge(&self, older_than: Duration, limit: u32) -> Result<u64, StoreError> {
+        purge::walk(limit, |wanted| self.purge_window(older_than, wanted)).await
+    }
+
+    async fn backlog(&self) -> Result<Backlog, StoreError> {
+        let statements = self.statements().await?;
+        let rows = self.rows(&self.housekeeping, self.query(&statements.backlog)).await?;
+        decode_one(&rows, rows::backlog)
+    }
+
+    /// Never known: a poll costs as little as any question.
+    async fn changed(&self) -> Result<Option<bool>, StoreError> {
+        Ok(None)
+    }
+
+    fn commits_out_of_order(&self) -> bool {
+        true
+    }
+
+    async fn close(&self) {
+        tokio::join!(
+            self.read.close(),
+            self.write.close(),
+            self.housekeeping.close(),
+            self.leases.close()
+        );
+    }
+}
+
+/// The statements that make the tables, with the relay's note of them; see [`super::migration_sql`].
+pub fn migration_sql(table: &TableName) -> String {
+    migrate::sql(table)
+}
+
+/// Scripts wait for each other at the row of a member without a name, whether or not it was there. A lock on a row, and not
+/// `GET_LOCK`, which is the session's: it would be held until the server notices that a relay is gone, where this one
+/// ends with the script, and it would be one for the whole server.
+fn lease_dialect(table: &TableName) -> Dialect {
+    Dialect {
+        // In UTC, as every connection is.
+        now: "(timestampdiff(MICROSECOND, TIMESTAMP'1970-01-01 00:00:00', now(6)) / 1e6)",
+        begin: format!(
+            "START TRANSACTION;
+INSERT INTO {} (outbox, member, layout, expires_at) VALUES ({}, '', 0, 1e12) ON DUPLICATE KEY UPDATE expires_at = 1e12",
+            leases::members_table(table),
+            literal(table.name())
+        ),
+        end: "COMMIT",
+        or_leave: "ON DUPLICATE KEY UPDATE epoch = epoch",
+        or_set: "ON DUPLICATE KEY UPDATE",
+        div: "DIV",
+        take: Take::ByNumber,
+    }
+}
+
+fn shared<'q>(query: Statement<'q>, of: u16, owned: &[u16]) -> Statement<'q> {
+    let numbers: Vec<_> = owned.iter().map(u16::to_string).collect();
+    query.bind(of.max(1)).bind(numbers.join(","))
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn list(ids: &[i64]) -> String {
+    json!(ids).to_string()
+}
+
+/// A span for a statement's argument, never so long that date arithmetic overflows.
+fn micros(span: Duration) -> i64 {
+    i64::try_from(span.min(super::values::FOREVER).as_micros()).unwrap_or(i64::MAX)
+}

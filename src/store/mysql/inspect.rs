@@ -1,0 +1,186 @@
+//! What the table looks like, and what may be done with it.
+
+use sqlx::mysql::MySqlRow;
+
+use super::rows;
+use crate::config::{OnSent, TableName};
+use crate::store::StoreError;
+use crate::store::columns::{Column, WRITTEN, check, missing};
+use crate::store::values::{decode, unreadable};
+
+/// One row for each column that the user may do anything with; none without a table. The database, then the table.
+pub(super) const COLUMNS_QUERY: &str = "\
+SELECT c.column_name, c.data_type, t.table_type, coalesce(t.engine, ''), version(), current_user()
+FROM information_schema.tables AS t
+JOIN information_schema.columns AS c ON c.table_schema = t.table_schema AND c.table_name = t.table_name
+WHERE t.table_schema = ? AND t.table_name = ?";
+
+/// The names of indexes in which unsent rows are next to each other, in `id` order.
+pub(super) const INDEX_QUERY: &str = "\
+SELECT s.index_name FROM information_schema.statistics AS s
+WHERE s.table_schema = ? AND s.table_name = ?
+GROUP BY s.index_name
+HAVING sum(s.seq_in_index = 1 AND s.column_name = 'sent_at') = 1
+   AND sum(s.seq_in_index = 2 AND s.column_name = 'dead_at') = 1 AND count(*) = 2";
+
+const INTEGERS: &[&str] = &["bigint", "int", "mediumint", "smallint", "tinyint"];
+const TEXTS: &[&str] = &["varchar", "char", "tinytext", "text", "mediumtext", "longtext"];
+const OBJECTS: &[&str] = &["json", "varchar", "tinytext", "text", "mediumtext", "longtext"];
+/// Without `char` and `binary`: they lose or add bytes at the end.
+const BODIES: &[&str] = &[
+    "json",
+    "varchar",
+    "tinytext",
+    "text",
+    "mediumtext",
+    "longtext",
+    "varbinary",
+    "tinyblob",
+    "blob",
+    "mediumblob",
+    "longblob",
+];
+/// `datetime` has no time zone: UTC is meant, which the connections are set to.
+const TIMES: &[&str] = &["timestamp", "datetime"];
+
+/// The columns the relay reads, with the types they may have.
+const COLUMNS: &[(&str, &[&str])] = &[
+    ("id", &["bigint", "int"]),
+    ("message_id", &["char", "varchar", "binary", "varbinary", "uuid"]),
+    ("exchange", TEXTS),
+    ("routing_key", TEXTS),
+    ("ordering_key", TEXTS),
+    ("type", TEXTS),
+    ("content_type", TEXTS),
+    ("headers", OBJECTS),
+    ("properties", OBJECTS),
+    ("payload", BODIES),
+    ("created_at", TIMES),
+    ("available_at", TIMES),
+    ("attempts", INTEGERS),
+    ("next_attempt_at", TIMES),
+    ("last_error", TEXTS),
+    ("sent_at", TIMES),
+    ("dead_at", TIMES),
+];
+
+/// Judges the answer to [`COLUMNS_QUERY`]; the user, as the server knows him.
+pub(super) fn judge(rows: &[MySqlRow], table: &TableName) -> Result<String, StoreError> {
+    let Some(first) = rows.first() else {
+        return Err(missing(&format!(
+            "table {table} does not exist, or the user may do nothing with it"
+        )));
+    };
+    let text = |index| rows::word(first, index).map_err(|error| unreadable(&error));
+    check_version(&text(4)?)?;
+    if text(2)?.contains("VIEW") {
+        return Err(StoreError::Failed(format!(
+            "{table} is a view: name the table itself in RELAY_OUTBOX_TABLE"
+        )));
+    }
+    let engine = text(3)?;
+    if !engine.eq_ignore_ascii_case("InnoDB") {
+        return Err(StoreError::Failed(format!(
+            "{table} is stored by {engine}, without transactions: ALTER TABLE {} ENGINE=InnoDB",
+            backquoted(table)
+        )));
+    }
+    let columns = decode(rows, |row| {
+        Ok(Column {
+            name: rows::word(row, 0)?.to_ascii_lowercase(),
+            kind: rows::word(row, 1)?.to_ascii_lowercase(),
+        })
+    })?;
+    check(columns.iter(), COLUMNS, table)?;
+    text(5)
+}
+
+/// `10.11.6-MariaDB-…`, `8.4.2`.
+fn check_version(version: &str) -> Result<(), StoreError> {
+    let mut numbers = version.split(|c: char| !c.is_ascii_digit());
+    let mut next = || numbers.next().and_then(|number| number.parse().ok()).unwrap_or(0);
+    let (found, least): ((u32, u32), _) = (
+        (next(), next()),
+        if version.contains("MariaDB") { (10, 6) } else { (8, 0) },
+    );
+    if found >= least {
+        return Ok(());
+    }
+    Err(StoreError::Failed(format!(
+        "the server is {version}: MariaDB 10.6 or MySQL 8.0 is the oldest that will do"
+    )))
+}
+
+/// Statements that change nothing, but fail without a privilege (however it was granted), and on a server that takes no
+/// writes.
+pub(super) fn touches(table: &TableName) -> [(&'static str, String); 3] {
+    let read: Vec<_> = COLUMNS.iter().map(|(name, _)| format!("o.{name}")).collect();
+    let written: Vec<_> = WRITTEN.iter().map(|name| format!("o.{name} = o.{name}")).collect();
+    [
+        (
+            "SELECT",
+            format!("SELECT {} FROM {table} AS o WHERE 1 = 0", read.join(", ")),
+        ),
+        (
+            "UPDATE",
+            format!("UPDATE {table} AS o SET {} WHERE 1 = 0", written.join(", ")),
+        ),
+        ("DELETE", format!("DELETE FROM {table} WHERE 1 = 0")),
+    ]
+}
+
+/// Whether a refusal of one of [`touches`] is about the server and not the user.
+pub(super) fn is_read_only(text: &str) -> bool {
+    text.contains("takes no writes")
+}
+
+pub(super) fn check_privileges(
+    lacking: &[&str],
+    user: &str,
+    table: &TableName,
+    on_sent: OnSent,
+) -> Result<(), StoreError> {
+    // The purge of rows that are marked deletes, too, but the relay can do without it.
+    let (wanted, needless) = match on_sent {
+        OnSent::Mark => ("SELECT, UPDATE, DELETE (for the purge)", "DELETE"),
+        OnSent::Delete => ("SELECT, UPDATE, DELETE", ""),
+    };
+    let lacking: Vec<&str> = lacking
+        .iter()
+        .copied()
+        .filter(|privilege| *privilege != needless)
+        .collect();
+    if lacking.is_empty() {
+        return Ok(());
+    }
+    let lacking = lacking.join(", ");
+    let (name, host) = user.rsplit_once('@').unwrap_or((user, "%"));
+    Err(StoreError::Denied(format!(
+        "user {user} lacks {lacking} on {table}; it needs {wanted}: GRANT {lacking} ON {} TO '{name}'@'{host}'",
+        backquoted(table)
+    )))
+}
+
+/// For a person: quoted as the server understands it in its default mode.
+fn backquoted(table: &TableName) -> String {
+    let quoted = |name: &str| format!("`{}`", name.replace('`', "``"));
+    match table.schema() {
+        Some(schema) => format!("{}.{}", quoted(schema), quoted(table.name())),
+        None => quoted(table.name()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn old_servers_are_refused() {
+        for good in ["10.6.0-MariaDB", "11.4.2-MariaDB-log", "8.0.36", "9.1.0-commercial"] {
+            check_version(good).expect(good);
+        }
+        for old in ["10.5.21-MariaDB", "5.7.44-log", "nonsense"] {
+            check_version(old).expect_err(old);
+        }
+    }
+}

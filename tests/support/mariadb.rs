@@ -1,0 +1,168 @@
+//! A private MariaDB server.
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use sqlx::{Connection, MySqlConnection};
+use tokio::sync::OnceCell;
+
+use super::guard::{Guard, User, free_port};
+use super::process;
+
+const PASSWORD: &str = "relay-secret";
+const START_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// A server in a temporary folder, with the user `relay` who may do everything.
+pub struct MariaDb {
+    guard: Guard,
+    port: u16,
+    options: Vec<String>,
+    pid: AtomicU32,
+}
+
+impl MariaDb {
+    /// The server that the tests of one process share. Kill or freeze only a private one.
+    pub async fn shared() -> &'static Self {
+        static SHARED: OnceCell<MariaDb> = OnceCell::const_new();
+        SHARED.get_or_init(Self::start).await
+    }
+
+    pub async fn start() -> Self {
+        Self::start_with(&[]).await
+    }
+
+    /// With settings (`"innodb-buffer-pool-size=128M"`) in addition to those for quick tests.
+    pub async fn start_with(settings: &[&str]) -> Self {
+        let mut failures = String::new();
+        for _ in 0..5 {
+            let server = Self::prepare(settings).await;
+            match server.launch().await {
+                Ok(()) => return server,
+                Err(failure) => failures = failure,
+            }
+        }
+        panic!("{failures}");
+    }
+
+    /// Creates an empty database and returns its URL.
+    pub async fn create_database(&self) -> String {
+        let name = format!("test_{}", uuid::Uuid::new_v4().simple());
+        self.execute(format!("CREATE DATABASE {name}")).await;
+        self.url(&name)
+    }
+
+    /// Crashes the server.
+    pub async fn kill9(&self) {
+        process::kill_tree(self.pid()).await;
+    }
+
+    /// Starts it again after `kill9`, with the same port and data.
+    pub async fn start_again(&self) {
+        assert!(!process::alive(self.pid()), "MariaDB still runs");
+        if let Err(failure) = self.launch().await {
+            panic!("{failure}");
+        }
+    }
+
+    /// Runs one statement with all rights, in no database.
+    pub async fn execute(&self, sql: String) {
+        let mut connection = MySqlConnection::connect(&self.url(""))
+            .await
+            .unwrap_or_else(|e| panic!("MariaDB: {e}\n{}", self.guard.log_tail()));
+        sqlx::raw_sql(sqlx::AssertSqlSafe(sql))
+            .execute(&mut connection)
+            .await
+            .unwrap_or_else(|e| panic!("MariaDB: {e}\n{}", self.guard.log_tail()));
+        let _ = connection.close().await;
+    }
+
+    fn url(&self, database: &str) -> String {
+        format!("mysql://relay:{PASSWORD}@127.0.0.1:{}/{database}", self.port)
+    }
+
+    fn pid(&self) -> u32 {
+        self.pid.load(Ordering::Relaxed)
+    }
+
+    /// Makes the data folder.
+    async fn prepare(settings: &[&str]) -> Self {
+        let guard = Guard::new("mariadb", User::instead_of_root("mysql"));
+        let data = format!("--datadir={}", guard.dir().join("data").display());
+        // The rest is for Debian's own service, and asks for root.
+        let args = [
+            "--no-defaults",
+            &data,
+            "--skip-test-db",
+            "--auth-root-authentication-method=normal",
+        ];
+        let pid = guard.start(&[], &find("mariadb-install-db"), &args);
+        process::wait_gone(&[pid], START_TIMEOUT).await;
+        assert!(
+            guard.dir().join("data/mysql").is_dir(),
+            "mariadb-install-db failed:\n{}",
+            guard.log_tail()
+        );
+        let user = format!(
+            "CREATE USER IF NOT EXISTS relay@'127.0.0.1' IDENTIFIED BY '{PASSWORD}';\n\
+             GRANT ALL ON *.* TO relay@'127.0.0.1' WITH GRANT OPTION;\n"
+        );
+        std::fs::write(guard.dir().join("init.sql"), user).expect("the folder is writable");
+        Self {
+            guard,
+            port: free_port(),
+            options: settings.iter().map(|setting| format!("--{setting}")).collect(),
+            pid: AtomicU32::new(0),
+        }
+    }
+
+    /// Starts the server and waits until it answers; fails when it ends before.
+    async fn launch(&self) -> Result<(), String> {
+        let dir = self.guard.dir().display();
+        let args = [
+            // As a server comes, latin1 included: the relay must not depend on what its operators set.
+            "--no-defaults".to_owned(),
+            format!("--datadir={dir}/data"),
+            format!("--tmpdir={dir}"),
+            format!("--socket={dir}/socket"),
+            format!("--pid-file={dir}/pid"),
+            format!("--init-file={dir}/init.sql"),
+            format!("--port={}", self.port),
+            "--bind-address=127.0.0.1".to_owned(),
+            "--skip-name-resolve".to_owned(),
+            "--max-connections=300".to_owned(),
+            "--innodb-buffer-pool-size=64M".to_owned(),
+            "--max-allowed-packet=64M".to_owned(),
+            // Not to the disk at each commit, but out of the process: nothing is lost when it is killed.
+            "--innodb-flush-log-at-trx-commit=2".to_owned(),
+        ];
+        let args: Vec<&str> = args.iter().chain(&self.options).map(String::as_str).collect();
+        let pid = self.guard.start(&[], &find("mariadbd"), &args);
+        self.pid.store(pid, Ordering::Relaxed);
+
+        let end = Instant::now() + START_TIMEOUT;
+        while process::alive(pid) && Instant::now() < end {
+            if let Ok(mut connection) = MySqlConnection::connect(&self.url("")).await {
+                let answer = connection.ping().await;
+                let _ = connection.close().await;
+                // Another server may have taken the port: then ours is about to end.
+                if answer.is_ok() && process::alive(pid) {
+                    return Ok(());
+                }
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        Err(format!("MariaDB did not start:\n{}", self.guard.log_tail()))
+    }
+}
+
+/// Where Debian has it, which is not in every user's `PATH`, or in `PATH`.
+fn find(program: &str) -> PathBuf {
+    let path = std::env::var("PATH").unwrap_or_default();
+    ["/usr/sbin", "/usr/bin"]
+        .into_iter()
+        .chain(path.split(':'))
+        .map(|dir| Path::new(dir).join(program))
+        .find(|file| file.exists())
+        .unwrap_or_else(|| panic!("MariaDB is needed: {program} is neither in /usr/sbin nor in PATH"))
+}
