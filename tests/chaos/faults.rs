@@ -292,11 +292,6 @@ impl Record {
         faults.iter().rev().find(explains).map(|fault| fault.kind)
     }
 
-    /// Whether rows may have been refused by now: nothing but a missing queue spends attempts.
-    pub(crate) fn refusals(&self) -> bool {
-        self.all().iter().any(|fault| fault.kind == QueueDelete)
-    }
-
     pub(crate) fn last(&self, count: usize) -> String {
         let faults = self.all();
         let last = &faults[faults.len().saturating_sub(count)..];

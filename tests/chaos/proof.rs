@@ -1,4 +1,7 @@
-//! The checker is checked: before each run it is told short stories, each with one of the bugs that it is there to find.
+//! The checker of arrivals is checked: before each run it is told short stories, each with a bug that it is there to find.
+//!
+//! Bugs inside the relay's own state machine are seeded in `src/relay/dispatch/tests`, one at a time, against the same
+//! promises.
 
 use std::time::Duration;
 

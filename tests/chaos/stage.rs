@@ -14,6 +14,9 @@ pub(crate) const ROUTING_KEY: &str = "chaos";
 pub(crate) const QUEUE: &str = "chaos";
 const EXCHANGE: &str = "events";
 
+/// RabbitMQ 3.10 notes a new quorum queue lazily, and loses it when it is killed before.
+const REGISTRATION: Duration = Duration::from_secs(8);
+
 /// Waits and leases are short, so that a run sees many of them end.
 const SETTINGS: [(&str, &str); 10] = [
     ("RELAY_AMQP_EXCHANGE", EXCHANGE),
@@ -99,9 +102,10 @@ impl Stage {
         stage
     }
 
-    /// Exchange, queue and binding.
+    /// Exchange, queue and binding, and the time until the broker may be killed.
     pub(crate) async fn declare(&self) {
         declare(&self.amqp_url, EXCHANGE, QUEUE, Kind::Quorum, &[ROUTING_KEY]).await;
+        tokio::time::sleep(REGISTRATION).await;
     }
 
     /// Takes the binding away.

@@ -1,7 +1,7 @@
 //! Does what is planned, and undoes it.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use sqlx::{Connection, Executor, PgConnection};
 use tokio::time::sleep;
@@ -13,9 +13,6 @@ use crate::support::until;
 
 /// A relay ends within its grace of 20 s, and some seconds to close its connections.
 const STOP_TIME: Duration = Duration::from_secs(40);
-
-/// RabbitMQ 3.10 notes a new quorum queue lazily, and loses it when it is killed before.
-const REGISTRATION: Duration = Duration::from_secs(8);
 
 /// A relay that is asked to stop so soon after something else went wrong may have messages whose fate it cannot settle.
 const RECOVERY: Duration = Duration::from_secs(10);
@@ -79,14 +76,19 @@ pub(crate) async fn strike(stage: Arc<Stage>, record: Record, ledger: Ledger, pl
         Kind::QueueDelete => {
             stage.unbind().await;
             // What the queue still held would be lost with it, by the broker's hand: nothing could be said of it.
+            // For a second: a message that was routed before may still be on its way to the queue.
+            let mut empty_since = None;
             until("the queue is empty", STOP_TIME, async || {
-                rabbit.messages_in(&stage.amqp_url, QUEUE).await == Some(0)
+                if rabbit.messages_in(&stage.amqp_url, QUEUE).await != Some(0) {
+                    empty_since = None;
+                    return false;
+                }
+                empty_since.get_or_insert_with(Instant::now).elapsed() > Duration::from_secs(1)
             })
             .await;
             rabbit.delete_queue(&stage.amqp_url, QUEUE).await;
             sleep(plan.lasts).await;
             stage.declare().await;
-            sleep(REGISTRATION).await;
         }
         Kind::DatabaseKill => {
             postgres.kill9().await;

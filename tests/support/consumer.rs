@@ -21,6 +21,10 @@ const STEP: Duration = Duration::from_secs(20);
 /// that nothing can be said of their order: few of them.
 const PREFETCH: u16 = 50;
 
+/// After so long without a delivery the consumer connects anew: a queue that is just starting up may take a consumer and
+/// forget it.
+const QUIET: Duration = Duration::from_secs(10);
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     Quorum,
@@ -221,7 +225,8 @@ async fn consume(url: &str, queue: &str, connection_number: usize, list: &Mutex<
     let arguments = FieldTable::default();
     let start = channel.basic_consume(queue.into(), "test".into(), options, arguments);
     let mut deliveries = tokio::time::timeout(STEP, start).await??;
-    while let Some(delivery) = deliveries.next().await {
+    while let Ok(next) = tokio::time::timeout(QUIET, deliveries.next()).await {
+        let Some(delivery) = next else { return Ok(()) };
         let delivery = delivery?;
         let acker = delivery.acker.clone();
         let received = Received::new(delivery, connection_number);
@@ -229,6 +234,7 @@ async fn consume(url: &str, queue: &str, connection_number: usize, list: &Mutex<
         list.lock().expect("no panic while locked").push(received);
         acker.ack(BasicAckOptions::default()).await?;
     }
+    tokio::time::timeout(STEP, connection.close(200, "quiet".into())).await??;
     Ok(())
 }
 

@@ -25,7 +25,7 @@ impl PgBouncer {
         let text = format!(
             "[databases]\n* = host=127.0.0.1 port={}\n[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\n\
              unix_socket_dir =\nauth_type = plain\nauth_file = {}\npool_mode = transaction\n\
-             default_pool_size = 3\nmax_client_conn = 100\n{settings}\n",
+             default_pool_size = 6\nmax_client_conn = 100\n{settings}\n",
             server.port(),
             users.display()
         );
