@@ -137,6 +137,8 @@ impl MariaDb {
             "--max-connections=300".to_owned(),
             "--innodb-buffer-pool-size=64M".to_owned(),
             "--max-allowed-packet=64M".to_owned(),
+            // As from 11.8 on: a transaction that would change what was changed since it began to read fails (1020).
+            "--innodb-snapshot-isolation=ON".to_owned(),
             // Not to the disk at each commit, but out of the process: nothing is lost when it is killed.
             "--innodb-flush-log-at-trx-commit=2".to_owned(),
         ];
