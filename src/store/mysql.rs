@@ -39,6 +39,9 @@ use statements::Statements;
 /// More rows in one statement gain nothing, and hold their locks longer.
 const MAX_MARK: usize = 2_000;
 
+/// Error texts are up to 8,000 bytes each, and one packet may be limited to 16 MB or less (`max_allowed_packet`).
+const MAX_FAILURES: usize = 500;
+
 /// A transaction that is open for longer may commit rows that are sent behind later ones of their key. Which ones are
 /// open only a user with the privilege PROCESS is told here.
 const LONGEST_TRANSACTION: Duration = Duration::from_secs(50);
@@ -106,8 +109,8 @@ impl MySql {
         // What is found wrong now must not be worked on as it was known before.
         *lock(&self.statements) = None;
         let found = self.inspected().await;
-        if matches!(found, Err(StoreError::Denied(_) | StoreError::Failed(_))) {
-            // The next look may find another server behind the same name, or new grants.
+        if found.is_err() {
+            // The next look may find another server behind the same name.
             self.read.close().await;
         }
         let statements = Arc::new(found?);
@@ -280,12 +283,16 @@ impl Store for MySql {
                 ])
             })
             .collect();
-        let query = self
-            .query(&statements.failures)
-            .bind(json!(failures).to_string())
-            .bind(holder.partitions)
-            .bind(holder.member.as_str());
-        self.execute(&self.write, query).await
+        let mut written = 0;
+        for failures in failures.chunks(MAX_FAILURES) {
+            let query = self
+                .query(&statements.failures)
+                .bind(json!(failures).to_string())
+                .bind(holder.partitions)
+                .bind(holder.member.as_str());
+            written += self.execute(&self.write, query).await?;
+        }
+        Ok(written)
     }
 
     async fn lease(&self, ask: &LeaseAsk) -> Result<LeaseView, StoreError> {

@@ -12,6 +12,7 @@ use super::process;
 
 const PASSWORD: &str = "relay-secret";
 const START_TIMEOUT: Duration = Duration::from_secs(60);
+const LOGIN_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A server in a temporary folder, with the user `relay` who may do everything.
 pub struct MariaDb {
@@ -36,11 +37,15 @@ impl MariaDb {
     pub async fn start_with(settings: &[&str]) -> Self {
         let mut failures = String::new();
         for _ in 0..5 {
-            let server = Self::prepare(settings).await;
-            match server.launch().await {
-                Ok(()) => return server,
-                Err(failure) => failures = failure,
-            }
+            let failure = match Self::prepare(settings).await {
+                Ok(server) => match server.launch().await {
+                    Ok(()) => return server,
+                    Err(failure) => failure,
+                },
+                Err(failure) => failure,
+            };
+            eprintln!("{failure}");
+            failures = failure;
         }
         panic!("{failures}");
     }
@@ -86,7 +91,7 @@ impl MariaDb {
     }
 
     /// Makes the data folder.
-    async fn prepare(settings: &[&str]) -> Self {
+    async fn prepare(settings: &[&str]) -> Result<Self, String> {
         let guard = Guard::new("mariadb", User::instead_of_root("mysql"));
         let data = format!("--datadir={}", guard.dir().join("data").display());
         // The rest is for Debian's own service, and asks for root.
@@ -98,22 +103,21 @@ impl MariaDb {
         ];
         let pid = guard.start(&[], &find("mariadb-install-db"), &args);
         process::wait_gone(&[pid], START_TIMEOUT).await;
-        assert!(
-            guard.dir().join("data/mysql").is_dir(),
-            "mariadb-install-db failed:\n{}",
-            guard.log_tail()
-        );
+        // It says so before a page of advice.
+        if !guard.log_tail().lines().any(|line| line == "OK") {
+            return Err(format!("mariadb-install-db failed:\n{}", guard.log_tail()));
+        }
         let user = format!(
             "CREATE USER IF NOT EXISTS relay@'127.0.0.1' IDENTIFIED BY '{PASSWORD}';\n\
              GRANT ALL ON *.* TO relay@'127.0.0.1' WITH GRANT OPTION;\n"
         );
         std::fs::write(guard.dir().join("init.sql"), user).expect("the folder is writable");
-        Self {
+        Ok(Self {
             guard,
             port: free_port(),
             options: settings.iter().map(|setting| format!("--{setting}")).collect(),
             pid: AtomicU32::new(0),
-        }
+        })
     }
 
     /// Starts the server and waits until it answers; fails when it ends before.
@@ -133,6 +137,8 @@ impl MariaDb {
             "--max-connections=300".to_owned(),
             "--innodb-buffer-pool-size=64M".to_owned(),
             "--max-allowed-packet=64M".to_owned(),
+            // As from 11.8 on: a transaction that would change what was changed since it began to read fails (1020).
+            "--innodb-snapshot-isolation=ON".to_owned(),
             // Not to the disk at each commit, but out of the process: nothing is lost when it is killed.
             "--innodb-flush-log-at-trx-commit=2".to_owned(),
         ];
@@ -140,19 +146,24 @@ impl MariaDb {
         let pid = self.guard.start(&[], &find("mariadbd"), &args);
         self.pid.store(pid, Ordering::Relaxed);
 
-        let end = Instant::now() + START_TIMEOUT;
+        let (end, mut last) = (Instant::now() + START_TIMEOUT, String::new());
         while process::alive(pid) && Instant::now() < end {
-            if let Ok(mut connection) = MySqlConnection::connect(&self.url("")).await {
-                let answer = connection.ping().await;
-                let _ = connection.close().await;
+            let url = self.url("");
+            let login = MySqlConnection::connect(&url);
+            match tokio::time::timeout(LOGIN_TIMEOUT, login).await {
                 // Another server may have taken the port: then ours is about to end.
-                if answer.is_ok() && process::alive(pid) {
-                    return Ok(());
+                Ok(Ok(connection)) => {
+                    let _ = connection.close().await;
+                    if process::alive(pid) {
+                        return Ok(());
+                    }
                 }
+                Ok(Err(error)) => last = error.to_string(),
+                Err(_) => last = format!("no answer within {LOGIN_TIMEOUT:?}"),
             }
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
-        Err(format!("MariaDB did not start:\n{}", self.guard.log_tail()))
+        Err(format!("MariaDB did not start ({last}):\n{}", self.guard.log_tail()))
     }
 }
 
