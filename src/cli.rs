@@ -14,11 +14,14 @@ use crate::config::{self, Config, Loaded};
 use crate::relay;
 use crate::store::StoreOptions;
 
+/// With the commit that the program is built from (see `deploy/build.rs`).
+const VERSION: &str = env!("OUTBOX_RELAY_VERSION");
+
 /// Bad configuration (`EX_USAGE` of sysexits.h).
 const BAD_CONFIGURATION: u8 = 64;
 
 #[derive(Parser)]
-#[command(name = "outbox-relay", version, about, after_long_help = config::help_text())]
+#[command(name = "outbox-relay", version = VERSION, about, after_long_help = config::help_text())]
 struct Cli {
     #[command(subcommand)]
     command: Command,

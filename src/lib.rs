@@ -41,6 +41,7 @@
 //! | [`admin`], [`health`] | HTTP endpoints and what they tell | |
 //! | [`metrics`] | all metrics | names of metrics |
 //! | [`telemetry`] | logging | what must never be logged |
+//! | [`systemd`] | readiness and watchdog of a service | |
 //!
 //! [`relay::dispatch`] has no I/O, no clock, no task, no SQL and no AMQP type: it is told what happened and when.
 //!
@@ -192,4 +193,5 @@ pub mod message;
 pub mod metrics;
 pub mod relay;
 pub mod store;
+pub mod systemd;
 pub mod telemetry;

@@ -14,6 +14,7 @@ use crate::health::Health;
 use crate::metrics::Metrics;
 use crate::relay::{self, Ended, Parts, Stop};
 use crate::store;
+use crate::systemd;
 
 pub(super) async fn run(config: Config) -> anyhow::Result<ExitCode> {
     // Signals first: one that comes during the start must not kill the process half way.
@@ -22,7 +23,7 @@ pub(super) async fn run(config: Config) -> anyhow::Result<ExitCode> {
     let health = Arc::new(Health::new());
     let listener = admin::bind(config.admin_listen).await?;
     info!(
-        version = env!("CARGO_PKG_VERSION"),
+        version = super::VERSION,
         admin_address = %listener.local_addr()?,
         table = %config.outbox.table,
         "outbox-relay starts"
@@ -38,6 +39,8 @@ pub(super) async fn run(config: Config) -> anyhow::Result<ExitCode> {
         Ok(store) => store,
         Err(error) => return Ok(super::bad_configuration(&format!("RELAY_DATABASE_URL: {error}"))),
     };
+    systemd::ready().await;
+    let watched = tokio::spawn(systemd::answer_watchdog(health.clone()));
     let broker = Arc::new(Amqp::new(super::amqp_options(&config)));
     let relay = relay::run(
         Parts {
@@ -52,6 +55,7 @@ pub(super) async fn run(config: Config) -> anyhow::Result<ExitCode> {
     // A task of its own: a panic in it ends the process in order, with exit code 1.
     let ended = tokio::spawn(relay).await.unwrap_or(Ended::Broken);
     serving.abort();
+    watched.abort();
     Ok(match ended {
         Ended::Cleanly => ExitCode::SUCCESS,
         Ended::Unsettled | Ended::AtOnce | Ended::Broken => ExitCode::FAILURE,
@@ -70,6 +74,7 @@ fn signals() -> anyhow::Result<watch::Receiver<Stop>> {
                 _ = interrupt.recv() => {}
             }
             let _ = tell.send(asked);
+            systemd::stopping().await;
         }
         // Keeps the channel open: a closed one would look like a broken relay.
         std::future::pending::<()>().await;

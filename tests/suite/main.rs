@@ -14,6 +14,7 @@
 //! | idle connection reaped | `faults::a_connection_that_was_reaped_while_idle_…` |
 //! | key or header too long for AMQP | `outcomes::poison_rows_…` |
 //! | stop while confirms are pending, while blocked; second signal | `stopping::…` |
+//! | a pod's order of start and end; the rest of its grace | `lifecycle::…` |
 //! | batch slower than the lease, lease lost while rows wait in memory | `replicas::a_replica_frozen_…` |
 //! | a stale owner's refusal | `store::leasing::a_failure_under_a_lost_lease_…` |
 //! | one poison row, many replicas | `replicas::a_poison_row_…` |
@@ -47,6 +48,7 @@ mod support;
 mod broker;
 mod docs;
 mod faults;
+mod lifecycle;
 mod main_job;
 mod mariadb;
 mod outbox;
