@@ -7,6 +7,8 @@ Runs the whole test suite against real servers.
 
     tests/run.sh [ARGUMENT...]     the arguments go to `cargo test`: a test's name, `--test suite`, `-- --nocapture`
     tests/run.sh --install-only    only install what the tests need
+    tests/run.sh --deploy          check everything under deploy/ instead, as far as it goes without cluster and container
+                                   engine; says what was not checked
 
 Installs PostgreSQL, PgBouncer, MariaDB and RabbitMQ from Debian when they are missing (as root or with sudo), without starting
 their services: the tests start private servers in temporary folders and end them.
@@ -21,6 +23,7 @@ main() {
     cd "$(dirname "${BASH_SOURCE[0]}")/.."
     case "${1-}" in
         -h | --help) usage && exit ;;
+        --deploy) exec tests/deploy/run.sh ;;
     esac
     # shellcheck source=deploy/quickstart/debian.sh
     . deploy/quickstart/debian.sh

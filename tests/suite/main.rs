@@ -46,6 +46,7 @@
 mod support;
 
 mod broker;
+mod deployment;
 mod docs;
 mod faults;
 mod lifecycle;
