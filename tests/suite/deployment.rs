@@ -5,6 +5,10 @@ use std::path::{Path, PathBuf};
 
 use outbox_relay::config::VARIABLES;
 use outbox_relay::metrics::Metrics;
+use tokio::process::Command;
+
+use crate::outbox::{SECOND, migrate};
+use crate::support::{Postgres, Rabbit, Relay, until};
 
 const README: &str = include_str!("../../README.md");
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
@@ -127,4 +131,46 @@ fn every_variable_that_a_deployment_sets_exists() {
         }
     }
     assert!(count > 20, "the files are read: {count} variables");
+}
+
+/// Its parts without the containers: the broker's definitions with their passwords and permissions, the shop's SQL.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_example_of_compose_sends_its_orders() {
+    let folder = Path::new(ROOT).join("deploy/compose");
+    let (rabbit, database_url) = tokio::join!(Rabbit::start(), async {
+        Postgres::shared().await.create_database().await
+    });
+    let definitions = folder.join("broker/definitions.json");
+    rabbit.ctl(&["import_definitions", definitions.to_str().unwrap()]).await;
+    let amqp_url = std::fs::read_to_string(folder.join("secrets/amqp-url")).unwrap();
+    let amqp_url = amqp_url
+        .trim()
+        .replace("broker:5672", &format!("127.0.0.1:{}", rabbit.port()));
+    migrate(&database_url, &[]).await;
+    for file in ["table.sql", "order.sql", "order.sql", "order.sql"] {
+        let mut psql = Command::new("psql");
+        psql.args([
+            "--no-psqlrc",
+            "--quiet",
+            "--set",
+            "ON_ERROR_STOP=1",
+            &database_url,
+            "--file",
+        ]);
+        let output = psql
+            .arg(folder.join("shop").join(file))
+            .output()
+            .await
+            .expect("psql starts");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+    let _relay = Relay::command()
+        .env("RELAY_DATABASE_URL", &database_url)
+        .env("RELAY_AMQP_URL", &amqp_url)
+        .env("RELAY_AMQP_EXCHANGE", "events")
+        .spawn();
+    until("the orders are in the queue", 60 * SECOND, async || {
+        rabbit.messages_in("/", "orders").await == Some(3)
+    })
+    .await;
 }

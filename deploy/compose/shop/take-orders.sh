@@ -3,8 +3,7 @@
 set -eu
 PGPASSWORD=$(cat /run/secrets/database-password)
 export PGPASSWORD
-psql --quiet --set ON_ERROR_STOP=1 --command 'CREATE TABLE IF NOT EXISTS orders (
-    id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, customer text NOT NULL, amount_cents int NOT NULL)'
+psql --quiet --set ON_ERROR_STOP=1 --file /shop/table.sql
 while true; do
     psql --quiet --set ON_ERROR_STOP=1 --file /shop/order.sql
     sleep 1
