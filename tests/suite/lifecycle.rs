@@ -88,6 +88,11 @@ async fn two_jobs(outbox: &Outbox, drain: &str, after_each: impl AsyncFn(i64)) {
             migrate(&outbox.database_url, &[]).await;
         }
         application(outbox, number * ROWS).await;
+        if drain == "false" {
+            // In the midst of it.
+            let published = "outbox_relay_messages_published_total";
+            pod.relay.wait_metric(published, |count| count > 0.0, 20 * SECOND).await;
+        }
         pod.end(Instant::now()).await;
         after_each((number + 1) * ROWS).await;
     }
