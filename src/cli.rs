@@ -4,6 +4,7 @@ mod check;
 mod healthcheck;
 mod migrate;
 mod run;
+mod status;
 
 use std::process::ExitCode;
 
@@ -36,6 +37,8 @@ enum Command {
     },
     /// Check configuration, database, table, broker and exchange, one line each; exit code 1 if any fails
     Check,
+    /// Show backlog, dead letters, blocked keys, owners, database, broker and configuration
+    Status(status::StatusArgs),
     /// Ask the running relay whether it is alive; for a container's HEALTHCHECK
     Healthcheck {
         /// Ask whether database and broker can be reached as well
@@ -96,6 +99,7 @@ async fn execute(command: Command, loaded: Loaded) -> anyhow::Result<ExitCode> {
         Command::Run => run::run(config).await,
         Command::Migrate { print } => migrate::migrate(config, print).await,
         Command::Check => Ok(check::check(&config, &warnings).await),
+        Command::Status(args) => status::status(config, &args).await,
         Command::Healthcheck { ready } => healthcheck::healthcheck(&config, ready).await,
     }
 }

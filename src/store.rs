@@ -11,6 +11,7 @@ use crate::message::{OrderingKey, OutboxRow, RowId};
 
 mod leases;
 mod migrate;
+pub mod operator;
 pub mod postgres;
 mod purge;
 mod slot;
@@ -18,6 +19,7 @@ pub mod sqlite;
 mod values;
 
 pub use migrate::Applied;
+pub use operator::Operator;
 pub use values::share_of;
 
 /// Bodies up to this many bytes travel with the row; larger ones are fetched when there is room for them,
@@ -40,6 +42,14 @@ pub struct StoreOptions {
 /// # Errors
 /// [`StoreError::Failed`] for a URL that is not understood or a database that is not supported.
 pub fn open(url: &Secret, options: StoreOptions) -> Result<Arc<dyn Store>, StoreError> {
+    Ok(open_operator(url, options)?)
+}
+
+/// Like [`open`], with what a person may ask besides.
+///
+/// # Errors
+/// As for [`open`].
+pub fn open_operator(url: &Secret, options: StoreOptions) -> Result<Arc<dyn Operator>, StoreError> {
     Ok(match Kind::of(url)? {
         Kind::Postgres => Arc::new(postgres::Postgres::new(url, options)?),
         Kind::Sqlite => Arc::new(sqlite::Sqlite::new(url, options)?),
