@@ -188,18 +188,6 @@ pub struct Vacuum {
     pub last: Option<Duration>,
 }
 
-impl DeadFilter {
-    /// Whether it leaves out anything.
-    pub fn is_all(&self) -> bool {
-        self.ids.is_empty()
-            && self.reason.is_none()
-            && self.exchange.is_none()
-            && self.key.is_none()
-            && self.older_than.is_none()
-            && self.newer_than.is_none()
-    }
-}
-
 /// An SQL expression for the reason that a `last_error` begins with.
 pub(super) fn reason_of(column: &str) -> String {
     let whens: Vec<String> = crate::metrics::DEAD_LETTER_REASONS

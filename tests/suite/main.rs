@@ -39,6 +39,7 @@ mod broker;
 mod docs;
 mod faults;
 mod main_job;
+mod operator;
 mod outbox;
 mod outcomes;
 mod replicas;

@@ -48,7 +48,7 @@ fn part(value: &Value, show: impl FnOnce(&Value) -> String) -> String {
         show(value)
     } else {
         let reason = plain(&value["reason"]);
-        format!("{BAD}unknown{BAD:#} {reason}")
+        format!("{BAD}unknown:{BAD:#} {reason}")
     }
 }
 
@@ -58,8 +58,10 @@ fn database(value: &Value) -> String {
         let (product, version) = (plain(&value["product"]), plain(&value["version"]));
         let style = if ahead.abs() > 5.0 { ODD } else { Style::new() };
         format!(
-            "{GOOD}ok{GOOD:#} {product} {version}, {}, {style}its clock is {ahead:+.1} s from this one{style:#}",
-            plain(&value["address"])
+            "{GOOD}ok{GOOD:#} {product} {version}, {}, {style}its clock is {:.1} s {} this one{style:#}",
+            plain(&value["address"]),
+            ahead.abs(),
+            if ahead < 0.0 { "behind" } else { "ahead of" }
         )
     })
 }
@@ -69,13 +71,13 @@ fn broker(value: &Value) -> String {
         let address = value.get("address").or_else(|| value["addresses"].get(0));
         format!("{GOOD}ok{GOOD:#} {}", address.map(plain).unwrap_or_default())
     } else {
-        format!("{BAD}away{BAD:#} {}", plain(&value["reason"]))
+        format!("{BAD}away:{BAD:#} {}", plain(&value["reason"]))
     }
 }
 
 fn relay(value: &Value) -> String {
     if value["ok"].is_null() || value.get("reason").is_some() {
-        return format!("{ODD}none{ODD:#} {}", plain(&value["reason"]));
+        return format!("{ODD}none:{ODD:#} {}", plain(&value["reason"]));
     }
     let state = match (value["ok"] == true, value["ready"] == true) {
         (true, true) => format!("{GOOD}ok{GOOD:#}"),

@@ -12,13 +12,12 @@ use super::rows::text;
 use super::statements::{DUE, OPEN, Size};
 use super::{Postgres, decode, decode_one, lease_dialect};
 use crate::message::{OrderingKey, RowId};
-use crate::store::leases;
 use crate::store::operator::{
     DEAD_REASONS_CAP, Database, DeadFilter, DeadLetter, Operator, Ownership, Upkeep, Vacuum, WAITING_SCAN, WaitingKey,
     reason_of,
 };
 use crate::store::values::{attempts, count, raw, seconds, span};
-use crate::store::{StoreError, leases::explain};
+use crate::store::{StoreError, leases};
 
 /// Dead letters. The last line says nothing new, but keeps the planner on their partial index; see [`OPEN`].
 const DEAD: &str = "o.dead_at IS NOT NULL AND o.sent_at IS NULL
@@ -82,7 +81,7 @@ impl Operator for Postgres {
 
     async fn ownership(&self) -> Result<Ownership, StoreError> {
         let rows = self.ask(leases::ownership(&self.options.table, &lease_dialect())).await;
-        let rows = decode(&rows.map_err(explain)?, |row| {
+        let rows = decode(&rows.map_err(leases::explain)?, |row| {
             Ok((
                 row.try_get(0)?,
                 i64::from(row.try_get::<i32, _>(1)?),

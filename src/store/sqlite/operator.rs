@@ -6,18 +6,17 @@ use async_trait::async_trait;
 use sqlx::Row as _;
 use sqlx::sqlite::SqliteRow;
 
-use super::rows::{bytes, number, text};
+use super::rows::{bytes, message_id, number, text};
 use super::statements::{LISTED, NOW, OPEN, due, epoch};
 use super::{MAX_WRITE, Sqlite, Statement, decode, decode_one, lease_dialect, list};
 use crate::message::{OrderingKey, RowId};
-use crate::store::leases;
 use crate::store::migrate::{dead_index, quoted, unsent_index};
 use crate::store::operator::{
     DEAD_REASONS_CAP, Database, DeadFilter, DeadLetter, Operator, Ownership, Upkeep, WAITING_SCAN, WaitingKey,
     reason_of,
 };
-use crate::store::values::{attempts, count, raw, seconds, span};
-use crate::store::{StoreError, leases::explain};
+use crate::store::values::{self, attempts, count, raw, seconds, span};
+use crate::store::{StoreError, leases};
 
 const DEAD: &str = "o.dead_at IS NOT NULL AND o.sent_at IS NULL";
 
@@ -72,7 +71,7 @@ impl Operator for Sqlite {
 
     async fn ownership(&self) -> Result<Ownership, StoreError> {
         let rows = self.ask(leases::ownership(&self.options.table, &lease_dialect())).await;
-        let rows = decode(&rows.map_err(explain)?, |row| {
+        let rows = decode(&rows.map_err(leases::explain)?, |row| {
             Ok((
                 row.try_get(0)?,
                 row.try_get(1)?,
@@ -191,11 +190,7 @@ impl Sqlite {
         let id: i64 = row.try_get(0)?;
         Ok(DeadLetter {
             id: RowId(id),
-            message_id: super::rows::message_id(
-                row,
-                &format!("{}:{id}:{}", self.table, crate::store::values::epoch(created)),
-            )
-            .ok(),
+            message_id: message_id(row, &format!("{}:{id}:{}", self.table, values::epoch(created))).ok(),
             exchange: text(row, 2)?,
             routing_key: text(row, 3)?.unwrap_or_default(),
             ordering_key: text(row, 4)?,
