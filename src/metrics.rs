@@ -198,7 +198,7 @@ impl Metrics {
             backlog_sampled: add(
                 r,
                 "backlog_sampled_timestamp_seconds",
-                "When the backlog was last counted, unix time",
+                "When the backlog was last counted, unix time; aggregate with max",
                 FloatGauge::default(),
             ),
             last_poll: add(

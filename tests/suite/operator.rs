@@ -74,7 +74,7 @@ async fn a_key_behind_a_dead_letter_goes_on_after_replay_and_after_discard(outbo
     let (code, page) = relay.get("/status").await;
     assert_eq!(code, 200);
     let page: Value = serde_json::from_str(&page).unwrap();
-    for part in ["backlog", "dead_letters", "blocked_keys", "table", "version"] {
+    for part in ["dead_letters", "blocked_keys", "table", "version"] {
         assert_eq!(page[part], report[part], "the endpoint says what the command says");
     }
     let names = |value: &Value| value.as_object().unwrap().keys().cloned().collect::<Vec<_>>();
