@@ -8,6 +8,7 @@ mod migrate;
 mod run;
 mod status;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -55,8 +56,12 @@ enum Command {
         /// For this shell
         shell: clap_complete::Shell,
     },
-    /// Write the manual page (roff) to standard output
-    Man,
+    /// Write the manual page (roff) to standard output, or a page for each command to a folder
+    Man {
+        /// A folder that exists
+        #[arg(long, value_name = "FOLDER")]
+        dir: Option<PathBuf>,
+    },
 }
 
 /// Runs the program; the exit code is 0, 1, or 64 for bad configuration.
@@ -73,7 +78,7 @@ pub fn main() -> ExitCode {
     // What needs no configuration, and what can be said of the arguments without it.
     match &cli.command {
         Command::Completions { shell } => return extras::completions::<Cli>(*shell),
-        Command::Man => return extras::man::<Cli>(),
+        Command::Man { dir } => return extras::man::<Cli>(dir.as_deref()),
         Command::DeadLetters(command) => {
             if let Err(problem) = command.check() {
                 eprintln!("outbox-relay: {problem}");
@@ -126,7 +131,7 @@ async fn execute(command: Command, loaded: Loaded) -> anyhow::Result<ExitCode> {
         Command::Status(args) => status::status(config, &args).await,
         Command::DeadLetters(command) => dead_letters::dead_letters(config, command).await,
         // Done before the configuration was read.
-        Command::Completions { .. } | Command::Man => Ok(ExitCode::SUCCESS),
+        Command::Completions { .. } | Command::Man { .. } => Ok(ExitCode::SUCCESS),
         Command::Healthcheck { ready } => healthcheck::healthcheck(&config, ready).await,
     }
 }

@@ -1,6 +1,7 @@
 //! Shell completions and the manual page, from the definition of the command line.
 
 use std::io;
+use std::path::Path;
 use std::process::ExitCode;
 
 use clap::CommandFactory;
@@ -15,8 +16,11 @@ pub(super) fn completions<C: CommandFactory>(shell: Shell) -> ExitCode {
     written(io::Write::write_all(&mut io::stdout(), &text))
 }
 
-/// The page of the program, with the variables of the environment and a list of its commands.
-pub(super) fn man<C: CommandFactory>() -> ExitCode {
+/// The page of the program, which has the variables of the environment; or that and one for each command in `folder`.
+pub(super) fn man<C: CommandFactory>(folder: Option<&Path>) -> ExitCode {
+    if let Some(folder) = folder {
+        return written(clap_mangen::generate_to(C::command(), folder));
+    }
     let mut text = Vec::new();
     let page = clap_mangen::Man::new(C::command()).render(&mut text);
     written(page.and_then(|()| io::Write::write_all(&mut io::stdout(), &text)))

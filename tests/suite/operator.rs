@@ -131,13 +131,17 @@ async fn a_key_behind_a_dead_letter_goes_on_after_replay_and_after_discard_on_sq
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn two_operators_replay_a_thousand_dead_letters_once() {
+async fn two_operators_replay_once_and_a_running_relay_sends_in_order() {
     let outbox = Outbox::on_postgres().await;
     outbox.insert(0, 1_000, 10).await;
     outbox
         .db
         .run("UPDATE outbox SET dead_at = now(), attempts = 10, last_error = 'unroutable'")
         .await;
+    let relay = outbox.relay().env("RELAY_POLL_SWEEP_INTERVAL", "100ms").spawn();
+    let polls = "outbox_relay_polls_total{outcome=\"empty\"}";
+    relay.wait_metric(polls, |value| value > 0.0, 20 * SECOND).await;
+    let consumer = Consumer::start(&outbox.amqp_url, "q");
     let replay = ["dead-letters", "replay", "--all", "--json"];
     let (one, two) = tokio::join!(command(&outbox, &replay, &[]), command(&outbox, &replay, &[]));
     let replayed = |out: &str| {
@@ -147,8 +151,6 @@ async fn two_operators_replay_a_thousand_dead_letters_once() {
     };
     assert_eq!((one.0, two.0), (Some(0), Some(0)), "{} {}", one.2, two.2);
     assert_eq!(replayed(&one.1) + replayed(&two.1), 1_000, "{} {}", one.1, two.1);
-    let _relay = outbox.relay().spawn();
-    let consumer = Consumer::start(&outbox.amqp_url, "q");
     judge(&consumer.wait_for(|received| received.len() == 1_000, 30 * SECOND).await);
 }
 
