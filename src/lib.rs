@@ -38,8 +38,10 @@
 //! | [`relay`] | the loop and its tasks | order, retries, bounds |
 //! | [`relay::dispatch`] | the state machine: who may go, who waits | decisions about a row |
 //! | [`relay::reader`], [`relay::holes`] | what is read when; ids that were skipped | the cursor |
+//! | [`store::operator`] | what a person asks of the table: beside [`store::Store`], not in it | |
+//! | [`status`] | the report that `status` and `/status` give | |
 //! | [`admin`], [`health`] | HTTP endpoints and what they tell | |
-//! | [`metrics`] | all metrics | names of metrics |
+//! | [`metrics`], [`rates`] | all metrics; how fast they grow | names of metrics |
 //! | [`telemetry`] | logging | what must never be logged |
 //!
 //! [`relay::dispatch`] has no I/O, no clock, no task, no SQL and no AMQP type: it is told what happened and when.
@@ -190,6 +192,8 @@ pub mod config;
 pub mod health;
 pub mod message;
 pub mod metrics;
+pub mod rates;
 pub mod relay;
+pub mod status;
 pub mod store;
 pub mod telemetry;

@@ -44,6 +44,7 @@ mod docs;
 mod faults;
 mod main_job;
 mod mariadb;
+mod operator;
 mod outbox;
 mod outcomes;
 mod replicas;

@@ -51,6 +51,15 @@ impl Harness for MariaDb {
     fn uuid_version(&self) -> usize {
         1
     }
+
+    /// They are in that of the unsent rows.
+    fn dead_index(&self) -> Option<&'static str> {
+        None
+    }
+
+    async fn drop_index(&self, name: &str) {
+        self.execute(&format!("DROP INDEX {name} ON outbox")).await;
+    }
 }
 
 /// A session as applications have them: in a time zone of its own, and under REPEATABLE READ. Only the quotes are the
