@@ -94,6 +94,8 @@
 //! more than 10,000 missing ids, which is not watched), no unsent row is missed for longer than a sweep. The same walk
 //! brings back the rows of a key that were left in the table.
 //!
+//! *The wake-up* ([`store::Wakeups`], PostgreSQL, optional) only shortens the pause before the next poll: nothing depends on it.
+//!
 //! # Why a lane awaits all confirms of a batch
 //!
 //! The client library attaches a returned (unroutable) message to whichever confirm completes next, not to its own. So

@@ -5,6 +5,8 @@ use std::io::{BufReader, Read, Write};
 use std::net::TcpStream;
 use std::time::Instant;
 
+use uuid::Uuid;
+
 use crate::stage::{EXCHANGE, ROUTING_KEY, body};
 
 /// As the relay publishes: four channels, each with a quarter of a window of 1,000.
@@ -22,7 +24,7 @@ const BASIC_ACK: (u16, u16) = (60, 80);
 /// Messages a second, from the first confirmed batch to the last.
 pub(crate) fn measure(port: u16, count: usize) -> f64 {
     let mut wire = Wire::log_in(port);
-    let batch = Batch::prepare();
+    let batches: Vec<Vec<u8>> = (0..=CHANNELS).map(prepare).collect();
     let mut published = [0_u64; CHANNELS + 1];
     let mut awaited = [const { BTreeSet::new() }; CHANNELS + 1];
     for channel in 1..=CHANNELS {
@@ -30,7 +32,7 @@ pub(crate) fn measure(port: u16, count: usize) -> f64 {
         wire.call(channel, &[0, 85, 0, 10, 0]);
     }
     let mut publish = |wire: &mut Wire, channel: usize, awaited: &mut BTreeSet<u64>| {
-        wire.stream.write_all(&batch.on(channel)).expect("it writes");
+        wire.stream.write_all(&batches[channel]).expect("it writes");
         let first = published[channel] + 1;
         published[channel] += BATCH as u64;
         awaited.extend(first..=published[channel]);
@@ -124,50 +126,35 @@ impl Wire {
 }
 
 /// The frames of one batch, as the relay's messages look.
-struct Batch {
-    messages: Vec<[Vec<u8>; 3]>,
-}
-
-impl Batch {
-    fn prepare() -> Self {
-        let mandatory = 1;
-        let publish = [
-            &[0, 60, 0, 40, 0, 0],
-            short(EXCHANGE).as_slice(),
-            &short(ROUTING_KEY),
-            &[mandatory],
+fn prepare(channel: usize) -> Vec<u8> {
+    let mandatory = 1;
+    let publish = [
+        &[0, 60, 0, 40, 0, 0],
+        short(EXCHANGE).as_slice(),
+        &short(ROUTING_KEY),
+        &[mandatory],
+    ]
+    .concat();
+    // content_type, delivery_mode, message_id, timestamp: their flags, then their values in this order.
+    let flags: u16 = 1 << 15 | 1 << 12 | 1 << 7 | 1 << 6;
+    let mut bytes = Vec::new();
+    for n in 1..=BATCH {
+        let body = body(n);
+        let header = [
+            &[0, 60, 0, 0],
+            (body.len() as u64).to_be_bytes().as_slice(),
+            &flags.to_be_bytes(),
+            &short("application/json"),
+            &[2],
+            &short(&Uuid::new_v4().to_string()),
+            &1_700_000_000_u64.to_be_bytes(),
         ]
         .concat();
-        let one = |n: usize| {
-            let body = body(n);
-            // content_type, delivery_mode, message_id, timestamp: their flags, then their values in this order.
-            let flags: u16 = 1 << 15 | 1 << 12 | 1 << 7 | 1 << 6;
-            let header = [
-                &[0, 60, 0, 0],
-                (body.len() as u64).to_be_bytes().as_slice(),
-                &flags.to_be_bytes(),
-                &short("application/json"),
-                &[2],
-                &short("7f0c2a9e-4f7b-4f57-9a0e-2f6b0d3c1a55"),
-                &1_700_000_000_u64.to_be_bytes(),
-            ]
-            .concat();
-            [publish.clone(), header, body]
-        };
-        Self {
-            messages: (1..=BATCH).map(one).collect(),
+        for (kind, part) in [(METHOD, &publish), (HEADER, &header), (BODY, &body)] {
+            bytes.extend(frame(kind, channel, part));
         }
     }
-
-    fn on(&self, channel: usize) -> Vec<u8> {
-        let mut bytes = Vec::with_capacity(BATCH * 512);
-        for parts in &self.messages {
-            for (kind, part) in [METHOD, HEADER, BODY].into_iter().zip(parts) {
-                bytes.extend(frame(kind, channel, part));
-            }
-        }
-        bytes
-    }
+    bytes
 }
 
 fn frame(kind: u8, channel: usize, payload: &[u8]) -> Vec<u8> {

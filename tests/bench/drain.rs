@@ -147,7 +147,7 @@ pub(crate) async fn drain(stage: &mut Stage, source: Source, settings: &[(&str, 
         stage.unsent(source).await <= left
     })
     .await;
-    let count = rows as f64 - first;
+    let count = (rows as f64 - first).max(1.0);
     let drained = Drained {
         rate: count / (ended - began),
         cpu_a_message: (procfs::cpu(pid) - cpu).div_f64(count),

@@ -62,7 +62,7 @@ async fn main() {
 
     let drains: Vec<_> = DRAINS.iter().filter(|drain| chosen(drain.name)).collect();
     if !drains.is_empty() {
-        println!("Drain, {rows} rows of 256 bytes (one key: a tenth of them), strict, {pairs} pairs;");
+        println!("Drain, {rows} rows of 256 bytes (hot-key-strict: a tenth of them), {pairs} pairs;");
         println!("rates from the first confirm to the last; median, and least to most in brackets.\n");
         report::drain_header();
         for drain in drains {

@@ -90,7 +90,10 @@ impl Strain {
             Self::Purge => {
                 sent(stage, 50 * rows, "8 days").await;
                 waiting(stage, 10 * rows).await;
-                rate(stage, "7d", 10 * rows).await
+                let rate = rate(stage, "7d", 10 * rows).await;
+                let old = "SELECT count(*) FROM outbox WHERE sent_at < now() - interval '7 days'";
+                assert!(stage.number(old).await < 50 * rows as i64, "nothing was purged meanwhile");
+                rate
             }
         }
     }

@@ -10,7 +10,7 @@ use lapin::types::FieldTable;
 use uuid::Uuid;
 
 use crate::faults::{Kind, Record};
-use crate::support::Received;
+use crate::support::{PREFETCH, Received};
 
 /// More would only repeat what these say.
 const MOST_VIOLATIONS: usize = 20;
@@ -43,8 +43,8 @@ struct Row {
 #[derive(Default)]
 struct Key {
     rows: Vec<Uuid>,
-    /// The last number that arrived.
-    last: Option<u32>,
+    /// The last number that arrived, and whether the broker delivered it again.
+    last: Option<(u32, bool)>,
 }
 
 /// Shared by writers, consumer and watchers.
@@ -193,13 +193,18 @@ impl Ledger {
         book.last_arrival = now;
         book.pending.remove(&message_id);
         if let Some(key) = key {
-            let last = book.keys.entry(key).or_default().last.get_or_insert(n);
-            let before = *last;
-            *last = before.max(n);
+            let this = (n, message.redelivered);
+            let last = book.keys.entry(key).or_default().last.get_or_insert(this);
+            let (before, again) = *last;
+            *last = this.max(*last);
             // What the broker delivers a second time it delivered at some earlier moment to a connection that has ended
-            // since, and it may do so after newer messages: its place in the order is not known.
-            if before > n && message.redelivered {
+            // since, and it may do so after messages that it delivers for the first time: nothing is known then.
+            if before > n && message.redelivered && !again {
                 book.order_unknown += 1;
+                let most = usize::from(PREFETCH) * (message.connection + 1);
+                if book.order_unknown > most {
+                    book.violation(now, format!("more than {most} rows are out of order, and the broker alone is not it"));
+                }
             } else if before > n {
                 let text = format!("out of order: number {n} of key {key} arrives after {before}");
                 book.violation_of(now, &text, message_id);

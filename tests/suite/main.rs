@@ -28,6 +28,11 @@
 //! | kill -9 between publish and mark | `faults::cuts_and_kills_…`, `tests/chaos` |
 //! | a refused row holds up its key only; a million rows of a blocked key | `faults::a_million_rows_…`, property tests |
 //! | table missing at the start | `faults::a_relay_that_starts_before_the_table_…` |
+//! | `UPDATE … RETURNING` is unordered, rows of one timestamp | reads are `ORDER BY id`: `main_job::…`, `store::reading::the_head_…` |
+//! | a backlog of one exchange starves another | `outcomes::a_full_queue_of_one_exchange_…` |
+//! | `LISTEN` silently dead behind a pooler | `surroundings::a_pooler_that_swallows_…` |
+//! | rows committed during start or reconnect | `faults::a_broker_that_is_away_…` |
+//! | outages spend no attempts | `faults::a_broker_that_is_away_…`, `faults::an_alarm_…`, `tests/chaos` |
 //! | a snapshot held open while many rows pass | `surroundings::a_snapshot_…` |
 //! | connection budget | `surroundings::a_relay_keeps_…` |
 //! | wrong clock, other time zones | `surroundings::a_relay_with_a_wrong_clock_…` |

@@ -190,6 +190,33 @@ async fn a_full_queue_spends_no_attempts_and_drains_when_there_is_room() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_full_queue_of_one_exchange_starves_no_other() {
+    let outbox = Outbox::on_postgres().await;
+    declare(&outbox.amqp_url, "narrow", "full", Kind::Classic, &["good"]).await;
+    let limit = r#"{"max-length":5,"overflow":"reject-publish"}"#;
+    let rabbit = Rabbit::shared().await;
+    rabbit.set_policy(&outbox.amqp_url, "cap", "^full$", limit).await;
+    outbox
+        .db
+        .run(
+            "INSERT INTO outbox (exchange, routing_key, ordering_key, payload)
+             SELECT 'narrow', 'good', 'narrow-' || n % 20000, to_json(n) FROM generate_series(1, 100000) AS n",
+        )
+        .await;
+    outbox.insert(0, 5_000, 500).await;
+    let relay = outbox.relay().spawn();
+    let consumer = Consumer::start(&outbox.amqp_url, "q");
+    let received = consumer
+        .wait_for(|received| judge(received).distinct == 5_000, 120 * SECOND)
+        .await;
+    assert_eq!(judge(&received).duplicates, 0);
+    // The others are where they were, but for the few that fitted.
+    assert!(outbox.db.unsent().await > 90_000);
+    let full = relay.metric("outbox_relay_publish_failures_total{reason=\"nack\"}").await;
+    assert!(full > Some(1_000.0), "{full:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_dead_letter_blocks_its_key_if_asked_until_it_is_gone() {
     let outbox = Outbox::on_postgres().await;
     let mut db = session(&outbox.database_url).await;

@@ -19,7 +19,7 @@ const STEP: Duration = Duration::from_secs(20);
 
 /// Deliveries on their way at most. The broker may deliver those of a lost connection again *after* newer messages, so
 /// that nothing can be said of their order: few of them.
-const PREFETCH: u16 = 50;
+pub const PREFETCH: u16 = 50;
 
 /// After so long without a delivery the consumer connects anew: a queue that is just starting up may take a consumer and
 /// forget it.

@@ -20,7 +20,7 @@ mod relay;
 
 use std::time::{Duration, Instant};
 
-pub use consumer::{Consumer, Kind, Received, arrivals, declare, drain_queue, unbind};
+pub use consumer::{Consumer, Kind, PREFETCH, Received, arrivals, declare, drain_queue, unbind};
 pub use guard::free_port;
 pub use mariadb::MariaDb;
 pub use pgbouncer::PgBouncer;
