@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use crate::outbox::{Outbox, SECOND, judge};
-use crate::support::{Consumer, Postgres, Rabbit, Relay, until};
+use crate::support::{Consumer, MariaDb, Postgres, Rabbit, Relay, until};
 
 /// Exit code, standard output, standard error.
 async fn command(outbox: &Outbox, args: &[&str], more: &[(&str, &str)]) -> (Option<i32>, String, String) {
@@ -126,13 +126,16 @@ async fn a_key_behind_a_dead_letter_goes_on_after_replay_and_after_discard_on_po
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_key_behind_a_dead_letter_goes_on_after_replay_and_after_discard_on_mariadb() {
+    a_key_behind_a_dead_letter_goes_on_after_replay_and_after_discard(Outbox::on_mariadb().await).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_key_behind_a_dead_letter_goes_on_after_replay_and_after_discard_on_sqlite() {
     a_key_behind_a_dead_letter_goes_on_after_replay_and_after_discard(Outbox::on_sqlite().await).await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn two_operators_replay_once_and_a_running_relay_sends_in_order() {
-    let outbox = Outbox::on_postgres().await;
+async fn two_operators_replay_once_and_a_running_relay_sends_in_order(outbox: Outbox) {
     outbox.insert(0, 1_000, 10).await;
     outbox
         .db
@@ -155,13 +158,24 @@ async fn two_operators_replay_once_and_a_running_relay_sends_in_order() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn dead_letters_are_listed_and_shown_without_their_body() {
-    let outbox = Outbox::on_sqlite().await;
-    outbox.db.run("INSERT INTO outbox (routing_key, payload, properties, last_error, dead_at) VALUES ('r', '{\"secret\":1}', '{\"app_id\":\"shop\"}', 'unroutable: no queue', '2026-01-01T00:00:00Z')").await;
+async fn two_operators_replay_once_and_a_running_relay_sends_in_order_on_postgres() {
+    two_operators_replay_once_and_a_running_relay_sends_in_order(Outbox::on_postgres().await).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_operators_replay_once_and_a_running_relay_sends_in_order_on_mariadb() {
+    two_operators_replay_once_and_a_running_relay_sends_in_order(Outbox::on_mariadb().await).await;
+}
+
+async fn dead_letters_are_listed_and_shown_without_their_body(outbox: Outbox) {
+    let long_ago = outbox.db.in_seconds(-1_000_000);
+    outbox.db.run(&format!("INSERT INTO outbox (routing_key, payload, properties, last_error, dead_at) VALUES ('r', '{{\"secret\":1}}', '{{\"app_id\":\"shop\"}}', 'unroutable: no queue', {long_ago})")).await;
     outbox.insert(0, 3, 1).await;
     outbox
         .db
-        .run("UPDATE outbox SET dead_at = '2026-01-01T00:00:00Z', last_error = 'refused' WHERE id > 2")
+        .run(&format!(
+            "UPDATE outbox SET dead_at = {long_ago}, last_error = 'refused' WHERE id > 2"
+        ))
         .await;
     let list = async |args: &[&str]| command(&outbox, &[&["dead-letters", "list"], args].concat(), &[]).await;
     let (code, out, err) = list(&["--limit", "2", "--json"]).await;
@@ -200,12 +214,47 @@ async fn dead_letters_are_listed_and_shown_without_their_body() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn status_tells_while_relay_broker_or_database_are_away() {
-    let (postgres, rabbit) = (Postgres::start().await, Rabbit::shared().await);
+async fn dead_letters_are_listed_and_shown_without_their_body_on_postgres() {
+    dead_letters_are_listed_and_shown_without_their_body(Outbox::on_postgres().await).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn dead_letters_are_listed_and_shown_without_their_body_on_mariadb() {
+    dead_letters_are_listed_and_shown_without_their_body(Outbox::on_mariadb().await).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn dead_letters_are_listed_and_shown_without_their_body_on_sqlite() {
+    dead_letters_are_listed_and_shown_without_their_body(Outbox::on_sqlite().await).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn status_tells_while_relay_broker_or_postgres_are_away() {
+    let postgres = Postgres::start().await;
     let url = postgres.create_database().await;
-    let amqp_url = rabbit.create_vhost().await;
-    crate::outbox::migrate(&url, &[]).await;
-    let env = |amqp: &str| [("RELAY_DATABASE_URL", url.clone()), ("RELAY_AMQP_URL", amqp.to_owned())];
+    status_tells_while_relay_broker_or_database_are_away(&url, "PostgreSQL", postgres.stop()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn status_tells_while_relay_broker_or_mariadb_are_away() {
+    let mariadb = MariaDb::start().await;
+    let url = mariadb.create_database().await;
+    status_tells_while_relay_broker_or_database_are_away(&url, "MariaDB", mariadb.kill9()).await;
+}
+
+async fn status_tells_while_relay_broker_or_database_are_away(
+    url: &str,
+    product: &str,
+    stop: impl Future<Output = ()>,
+) {
+    let amqp_url = Rabbit::shared().await.create_vhost().await;
+    crate::outbox::migrate(url, &[]).await;
+    let env = |amqp: &str| {
+        [
+            ("RELAY_DATABASE_URL", url.to_owned()),
+            ("RELAY_AMQP_URL", amqp.to_owned()),
+        ]
+    };
     let ask = async |args: &[&str], amqp: &str| {
         let env = env(amqp);
         let env: Vec<_> = env.iter().map(|(name, value)| (*name, value.as_str())).collect();
@@ -219,7 +268,7 @@ async fn status_tells_while_relay_broker_or_database_are_away() {
         (&true.into(), &false.into()),
         "{report:#}"
     );
-    assert_eq!(report["database"]["product"], "PostgreSQL", "{report:#}");
+    assert_eq!(report["database"]["product"], product, "{report:#}");
     let secret = url.split(':').nth(2).unwrap().split('@').next().unwrap();
     assert!(!out.contains(secret), "no password: {out}");
 
@@ -227,7 +276,7 @@ async fn status_tells_while_relay_broker_or_database_are_away() {
     assert!(status.success() && out.contains("away: "), "{out}{err}");
     assert!(!out.contains('\u{1b}'), "colours are for terminals: {out}");
 
-    postgres.stop().await;
+    stop.await;
     let (status, out, err) = ask(&["status", "--json"], &amqp_url).await;
     let report: Value = serde_json::from_str(&out).unwrap_or_else(|_| panic!("{out}{err}"));
     assert_eq!(
@@ -267,6 +316,22 @@ async fn check_says_what_is_wrong_and_how_to_mend_it() {
         out.contains("FAILED  configuration: RELAY_PUBLISH_INFLIGHT is unknown"),
         "{out}"
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn check_says_what_mariadb_needs() {
+    let outbox = Outbox::on_mariadb().await;
+    let (code, out, err) = command(&outbox, &["check"], &[]).await;
+    assert_eq!(code, Some(0), "{out}{err}");
+    for what in ["version: MariaDB", "clock: ", "indexes: "] {
+        assert!(out.contains(&format!("ok      {what}")), "{what}: {out}");
+    }
+    assert!(!out.contains("autovacuum"), "{out}");
+    outbox.db.run("DROP INDEX outbox_relay_unsent ON outbox").await;
+    let (code, out, _) = command(&outbox, &["check"], &[]).await;
+    assert_eq!(code, Some(1), "{out}");
+    let advice = "ALTER TABLE `outbox` ADD INDEX (sent_at, dead_at)";
+    assert!(out.contains("FAILED  indexes: ") && out.contains(advice), "{out}");
 }
 
 #[tokio::test]
