@@ -1,7 +1,8 @@
-//! The HTTP endpoints: metrics and health. They only tell; nothing here changes anything.
+//! The HTTP endpoints: metrics, health and status. They only tell; nothing here changes anything.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::extract::State;
@@ -10,9 +11,14 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
+use tokio::sync::Mutex;
 
 use crate::health::Health;
 use crate::metrics::Metrics;
+use crate::status::{self, Status};
+
+/// Whoever asks more often gets the last report: asking must not cost the database more.
+const REPORT_AGE: Duration = Duration::from_secs(2);
 
 const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
@@ -23,6 +29,42 @@ pub struct Admin {
     pub health: Arc<Health>,
     /// The relay's metrics.
     pub metrics: Arc<Metrics>,
+    /// The report on the outbox.
+    pub status: Arc<StatusPage>,
+}
+
+/// The report, made by one caller at a time, and kept for a moment.
+pub struct StatusPage {
+    status: Status,
+    last: Mutex<Option<(Instant, String)>>,
+}
+
+impl StatusPage {
+    /// Nothing is asked yet.
+    pub fn new(status: Status) -> Self {
+        Self {
+            status,
+            last: Mutex::default(),
+        }
+    }
+
+    async fn report(&self, health: &Health, metrics: &Metrics) -> String {
+        let mut last = self.last.lock().await;
+        if let Some((at, report)) = &*last
+            && at.elapsed() < REPORT_AGE
+        {
+            return report.clone();
+        }
+        let mut broker = part(health.broker.state());
+        broker["addresses"] = self.status.broker_addresses().into();
+        let report = self
+            .status
+            .report(status::relay(health, metrics), broker)
+            .await
+            .to_string();
+        *last = Some((Instant::now(), report.clone()));
+        report
+    }
 }
 
 /// Opens the listener.
@@ -42,6 +84,8 @@ pub async fn serve(listener: TcpListener, admin: Admin) {
         .route("/livez", get(livez))
         .route("/startupz", get(startupz))
         .route("/readyz", get(readyz))
+        .route("/status", get(report))
+        .route("/status/relay", get(relay))
         .with_state(admin);
     // `serve` itself never ends with an error: it goes on after each failed accept.
     let _ = axum::serve(listener, router).await;
@@ -69,6 +113,17 @@ async fn readyz(State(admin): State<Admin>) -> Response {
     let ready = database.is_ok() && broker.is_ok();
     let body = json!({ "ready": ready, "database": part(database), "broker": part(broker) });
     answer(ready, body)
+}
+
+/// Always 200: what is wrong stands in the report.
+async fn report(State(admin): State<Admin>) -> Response {
+    let report = admin.status.report(&admin.health, &admin.metrics).await;
+    ([(header::CONTENT_TYPE, "application/json")], report).into_response()
+}
+
+/// Only what the relay knows of itself: answered at once, whatever state the database is in.
+async fn relay(State(admin): State<Admin>) -> Response {
+    answer(true, status::relay(&admin.health, &admin.metrics))
 }
 
 fn part(state: Result<(), String>) -> Value {

@@ -1,10 +1,14 @@
 //! The command line: what the binary can be asked to do.
 
 mod check;
+mod dead_letters;
+mod extras;
 mod healthcheck;
 mod migrate;
 mod run;
+mod status;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -17,7 +21,7 @@ use crate::store::StoreOptions;
 /// With the commit that the program is built from (see `deploy/build.rs`).
 const VERSION: &str = env!("OUTBOX_RELAY_VERSION");
 
-/// Bad configuration (`EX_USAGE` of sysexits.h).
+/// Bad configuration or arguments (`EX_USAGE` of sysexits.h).
 const BAD_CONFIGURATION: u8 = 64;
 
 #[derive(Parser)]
@@ -42,11 +46,27 @@ enum Command {
     },
     /// Check configuration, database, table, broker and exchange, one line each; exit code 1 if any fails
     Check,
+    /// Show backlog, dead letters, blocked keys, owners, database, broker and configuration
+    Status(status::StatusArgs),
+    /// List, show, replay and discard dead letters
+    #[command(subcommand)]
+    DeadLetters(dead_letters::DeadLetters),
     /// Ask the running relay whether it is alive; for a container's HEALTHCHECK
     Healthcheck {
         /// Ask whether database and broker can be reached as well
         #[arg(long)]
         ready: bool,
+    },
+    /// Write a shell's completions to standard output
+    Completions {
+        /// For this shell
+        shell: clap_complete::Shell,
+    },
+    /// Write the manual page (roff) to standard output, or a page for each command to a folder
+    Man {
+        /// A folder that exists
+        #[arg(long, value_name = "FOLDER")]
+        dir: Option<PathBuf>,
     },
 }
 
@@ -61,6 +81,18 @@ pub fn main() -> ExitCode {
             return ExitCode::from(code);
         }
     };
+    // What needs no configuration, and what can be said of the arguments without it.
+    match &cli.command {
+        Command::Completions { shell } => return extras::completions::<Cli>(*shell),
+        Command::Man { dir } => return extras::man::<Cli>(dir.as_deref()),
+        Command::DeadLetters(command) => {
+            if let Err(problem) = command.check() {
+                eprintln!("outbox-relay: {problem}");
+                return ExitCode::from(BAD_CONFIGURATION);
+            }
+        }
+        _ => {}
+    }
     let loaded = match config::load_from_process() {
         Ok(loaded) => loaded,
         Err(errors) => return bad_configuration(&errors.to_string()),
@@ -102,6 +134,10 @@ async fn execute(command: Command, loaded: Loaded) -> anyhow::Result<ExitCode> {
         Command::Run => run::run(config).await,
         Command::Migrate { print, with_wakeup } => migrate::migrate(config, print, with_wakeup).await,
         Command::Check => Ok(check::check(&config, &warnings).await),
+        Command::Status(args) => status::status(config, &args).await,
+        Command::DeadLetters(command) => dead_letters::dead_letters(config, command).await,
+        // Done before the configuration was read.
+        Command::Completions { .. } | Command::Man { .. } => Ok(ExitCode::SUCCESS),
         Command::Healthcheck { ready } => healthcheck::healthcheck(&config, ready).await,
     }
 }

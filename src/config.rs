@@ -66,6 +66,8 @@ pub struct Config {
     pub log: String,
     /// How log lines look.
     pub log_format: LogFormat,
+    /// Every variable with the text in force, in the order of [`VARIABLES`]: for people, secrets hidden. Empty: not set.
+    pub in_force: Vec<(&'static str, String)>,
 }
 
 /// The outbox table and what becomes of its sent rows.

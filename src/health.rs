@@ -1,7 +1,7 @@
 //! What the relay knows of its own state, for `/livez`, `/readyz` and `status`.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 /// The loop turns at least once a second; one that has not for this long is stuck.
@@ -14,6 +14,8 @@ pub const UNKNOWN: &str = "not connected yet";
 pub struct Health {
     started: Instant,
     turned_ms: AtomicU64,
+    /// This relay's name among those of its outbox.
+    pub member: OnceLock<String>,
     /// The database, as the reader sees it.
     pub database: Part,
     /// The leases in the database.
@@ -52,6 +54,7 @@ impl Health {
         Self {
             started: Instant::now(),
             turned_ms: AtomicU64::new(0),
+            member: OnceLock::new(),
             database: Part::new(),
             leases: Part::new(),
             broker: Part::new(),
@@ -64,6 +67,11 @@ impl Health {
         self.database
             .state()
             .or_else(|reason| if reason == UNKNOWN { Ok(()) } else { Err(reason) })
+    }
+
+    /// Since the relay started.
+    pub fn uptime(&self) -> Duration {
+        self.started.elapsed()
     }
 
     /// The relay's loop turned.

@@ -38,8 +38,10 @@
 //! | [`relay`] | the loop and its tasks | order, retries, bounds |
 //! | [`relay::dispatch`] | the state machine: who may go, who waits | decisions about a row |
 //! | [`relay::reader`], [`relay::holes`] | what is read when; ids that were skipped | the cursor |
+//! | [`store::operator`] | what a person asks of the table: beside [`store::Store`], not in it | |
+//! | [`status`] | the report that `status` and `/status` give | |
 //! | [`admin`], [`health`] | HTTP endpoints and what they tell | |
-//! | [`metrics`] | all metrics | names of metrics |
+//! | [`metrics`], [`rates`] | all metrics; how fast they grow | names of metrics |
 //! | [`telemetry`] | logging | what must never be logged |
 //! | [`systemd`] | readiness and watchdog of a service | |
 //!
@@ -92,6 +94,8 @@
 //! keys only. Whatever became of the ids (a jump of the sequence, a restored backup, a row replayed by hand, a run of
 //! more than 10,000 missing ids, which is not watched), no unsent row is missed for longer than a sweep. The same walk
 //! brings back the rows of a key that were left in the table.
+//!
+//! *The wake-up* ([`store::Wakeups`], PostgreSQL, optional) only shortens the pause before the next poll: nothing depends on it.
 //!
 //! # Why a lane awaits all confirms of a batch
 //!
@@ -191,7 +195,9 @@ pub mod config;
 pub mod health;
 pub mod message;
 pub mod metrics;
+pub mod rates;
 pub mod relay;
+pub mod status;
 pub mod store;
 pub mod systemd;
 pub mod telemetry;

@@ -9,6 +9,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Metric, Registry};
 
+use crate::rates::Rates;
 use crate::store::Backlog;
 
 /// One label with one of a few values known in advance.
@@ -47,9 +48,22 @@ pub const OPERATIONS: [&str; 11] = [
     "backlog",
 ];
 
+/// What has been counted since the start.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Totals {
+    /// Messages the broker confirmed.
+    pub published: u64,
+    /// Publishes without success.
+    pub failures: u64,
+    /// Rows given up.
+    pub dead_lettered: u64,
+}
+
 /// All metrics and their registry.
 pub struct Metrics {
     registry: Registry,
+    /// Recent totals, for rates.
+    pub rates: Rates,
     published: Counter,
     failures: Counters,
     dead_lettered: Counters,
@@ -184,7 +198,7 @@ impl Metrics {
             backlog_sampled: add(
                 r,
                 "backlog_sampled_timestamp_seconds",
-                "When the backlog was last counted, unix time",
+                "When the backlog was last counted, unix time; aggregate with max",
                 FloatGauge::default(),
             ),
             last_poll: add(
@@ -236,6 +250,22 @@ impl Metrics {
                 IntGauge::default(),
             ),
             registry,
+            rates: Rates::default(),
+        }
+    }
+
+    /// What has been counted since the start.
+    pub fn totals(&self) -> Totals {
+        let sum = |counters: &Counters, values: &[&'static str]| {
+            values
+                .iter()
+                .map(|value| counters.get_or_create(&[("reason", *value)]).get())
+                .sum()
+        };
+        Totals {
+            published: self.published.get(),
+            failures: sum(&self.failures, &FAILURE_REASONS),
+            dead_lettered: sum(&self.dead_lettered, &DEAD_LETTER_REASONS),
         }
     }
 

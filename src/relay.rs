@@ -147,6 +147,8 @@ pub async fn run(parts: Parts, stop: watch::Receiver<Stop>) -> Ended {
         member: leases::member_name(),
         partitions: partitions(&config),
     };
+    // Set once in a process: a second relay in it would only be named like the first.
+    let _ = health.member.set(holder.member.clone());
     let settler = Settler::new(store.clone(), metrics.clone(), events.clone(), holder.clone());
     tasks.spawn(settler.run(job_queue));
     let keeper = Keeper {
@@ -159,6 +161,7 @@ pub async fn run(parts: Parts, stop: watch::Receiver<Stop>) -> Ended {
     };
     let mut keeping = tokio::spawn(keeper.run(give_queue));
     tasks.spawn(housekeeping::sample_backlog(store.clone(), metrics.clone()));
+    tasks.spawn(housekeeping::summarise(metrics.clone()));
     if let Some(retention) = config.outbox.retention {
         tasks.spawn(housekeeping::purge(store.clone(), metrics.clone(), retention));
     }
@@ -243,7 +246,7 @@ fn farewell_time(grace: Duration) -> Duration {
 
 /// One relay at a time works on an SQLite file: there is no cheap way to read only some shares, and nothing to gain, as
 /// writers come one at a time.
-fn partitions(config: &Config) -> u16 {
+pub(crate) fn partitions(config: &Config) -> u16 {
     let url = config.database_url.expose();
     if url.to_ascii_lowercase().starts_with("sqlite") {
         1

@@ -13,6 +13,7 @@ mod columns;
 mod leases;
 mod migrate;
 pub mod mysql;
+pub mod operator;
 pub mod postgres;
 mod purge;
 mod slot;
@@ -22,6 +23,7 @@ mod values;
 mod wakeup;
 
 pub use migrate::Applied;
+pub use operator::Operator;
 pub use values::share_of;
 pub use wakeup::Wakeups;
 
@@ -45,6 +47,14 @@ pub struct StoreOptions {
 /// # Errors
 /// [`StoreError::Failed`] for a URL that is not understood or a database that is not supported.
 pub fn open(url: &Secret, options: StoreOptions) -> Result<Arc<dyn Store>, StoreError> {
+    Ok(open_operator(url, options)?)
+}
+
+/// Like [`open`], with what a person may ask besides.
+///
+/// # Errors
+/// As for [`open`].
+pub fn open_operator(url: &Secret, options: StoreOptions) -> Result<Arc<dyn Operator>, StoreError> {
     Ok(match Kind::of(url)? {
         Kind::Postgres => Arc::new(postgres::Postgres::new(url, options)?),
         Kind::MySql => Arc::new(mysql::MySql::new(url, options)?),

@@ -2,16 +2,38 @@
 
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::broker::Broker;
 use crate::broker::amqp::Amqp;
-use crate::config::{Config, redacted_url};
-use crate::store::{self, Store, StoreError};
+use crate::config::{Config, TableName, redacted_url};
+use crate::status::unix_now;
+use crate::store::operator::{Upkeep, Vacuum};
+use crate::store::{self, Operator, Store, StoreError};
+
+/// Clocks further apart than this, in seconds, are worth a word.
+const CLOCK_SKEW: f64 = 5.0;
+
+/// Autovacuum begins at its threshold; at so many times of it, it does not keep up.
+const VACUUM_LAG: u64 = 5;
 
 /// One line of the answer.
 struct Line {
     what: String,
-    result: Result<String, String>,
+    result: Result<String, Trouble>,
+}
+
+/// What is wrong, why it matters, how to mend it.
+struct Trouble {
+    text: String,
+    /// The relay works, only not as well as it could.
+    bearable: bool,
+}
+
+impl From<String> for Trouble {
+    fn from(text: String) -> Self {
+        Self { text, bearable: false }
+    }
 }
 
 pub(super) async fn check(config: &Config, warnings: &[String]) -> ExitCode {
@@ -22,9 +44,12 @@ pub(super) async fn check(config: &Config, warnings: &[String]) -> ExitCode {
     for Line { what, result } in &lines {
         match result {
             Ok(text) => println!("ok      {what}: {text}"),
-            Err(text) => println!("FAILED  {what}: {text}"),
+            Err(trouble) if trouble.bearable => println!("warning {what}: {}", trouble.text),
+            Err(trouble) => {
+                failed = true;
+                println!("FAILED  {what}: {}", trouble.text);
+            }
         }
-        failed |= result.is_err();
     }
     if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS }
 }
@@ -32,7 +57,14 @@ pub(super) async fn check(config: &Config, warnings: &[String]) -> ExitCode {
 fn line(what: impl Into<String>, result: Result<String, String>) -> Line {
     Line {
         what: what.into(),
-        result,
+        result: result.map_err(Trouble::from),
+    }
+}
+
+fn warning(what: impl Into<String>, text: String) -> Line {
+    Line {
+        what: what.into(),
+        result: Err(Trouble { text, bearable: true }),
     }
 }
 
@@ -47,17 +79,127 @@ fn configuration(warnings: &[String]) -> Line {
 
 async fn database(config: &Config) -> Vec<Line> {
     let address = redacted_url(config.database_url.expose());
-    let store = match store::open(&config.database_url, super::store_options(config)) {
-        Ok(store) => store,
+    let operator = match store::open_operator(&config.database_url, super::store_options(config)) {
+        Ok(operator) => operator,
         Err(error) => return vec![line(format!("database {address}"), Err(error.to_string()))],
     };
-    let lines = vec![
+    let store: Arc<dyn Store> = operator.clone();
+    let mut lines = vec![
         line(format!("database {address}"), reachable(&store).await),
         line(format!("table {}", config.outbox.table), inspected(&store).await),
         line("leases", leases(&store, config).await),
     ];
-    store.close().await;
+    if lines.iter().all(|line| line.result.is_ok()) {
+        lines.extend(clock(&*operator).await);
+        lines.extend(upkeep(&*operator, config).await);
+    }
+    operator.close().await;
     lines
+}
+
+/// Leases and delays go by the database's clock alone, so a difference breaks nothing; but it misleads people.
+async fn clock(operator: &dyn Operator) -> Vec<Line> {
+    let before = unix_now();
+    let database = match operator.database().await {
+        Ok(database) => database,
+        Err(error) => return vec![line("version", Err(error.to_string()))],
+    };
+    // The answer was made at some time in between.
+    let ahead = database.now - (before + unix_now()) / 2.0;
+    let text = format!(
+        "the database's is {:.1} s {} this machine's",
+        ahead.abs(),
+        if ahead < 0.0 { "behind" } else { "ahead of" }
+    );
+    vec![
+        line("version", Ok(format!("{} {}", database.product, database.version))),
+        if ahead.abs() < CLOCK_SKEW {
+            line("clock", Ok(text))
+        } else {
+            warning(
+                "clock",
+                format!(
+                    "{text}: logs, alerts on timestamps and the AMQP timestamp will not fit; let both follow the same NTP servers"
+                ),
+            )
+        },
+    ]
+}
+
+async fn upkeep(operator: &dyn Operator, config: &Config) -> Vec<Line> {
+    let table = &config.outbox.table;
+    let Upkeep {
+        unsent_index,
+        dead_index,
+        vacuum,
+    } = match operator.upkeep().await {
+        Ok(upkeep) => upkeep,
+        Err(error) => return vec![line("indexes", Err(error.to_string()))],
+    };
+    let mut lines = Vec::new();
+    if !unsent_index.exists {
+        lines.push(line(
+            "indexes",
+            Err(format!(
+                "no index of unsent rows: every read walks over all rows ever sent; make it: {}",
+                unsent_index.create
+            )),
+        ));
+    } else if !dead_index.exists {
+        lines.push(warning(
+            "indexes",
+            format!(
+                "no index of dead letters: counting and listing them reads the whole table; make it: {}",
+                dead_index.create
+            ),
+        ));
+    } else {
+        lines.push(line(
+            "indexes",
+            Ok("unsent rows and dead letters have theirs".to_owned()),
+        ));
+    }
+    lines.extend(vacuum.map(|vacuum| judge_vacuum(&vacuum, table)));
+    lines
+}
+
+fn judge_vacuum(vacuum: &Vacuum, table: &TableName) -> Line {
+    let Vacuum {
+        enabled,
+        dead_rows,
+        threshold,
+        last,
+    } = vacuum;
+    let last = match last {
+        Some(last) => format!(
+            "the last was {} ago",
+            humantime::format_duration(Duration::from_secs(last.as_secs()))
+        ),
+        None => "there was none yet".to_owned(),
+    };
+    if !enabled {
+        return warning(
+            "autovacuum",
+            format!(
+                "it is off for {table}, and every row sent leaves a dead version: reads become slow and the table grows; \
+                 ALTER TABLE {table} RESET (autovacuum_enabled), and autovacuum = on in the server"
+            ),
+        );
+    }
+    if *dead_rows > VACUUM_LAG * (*threshold).max(1) {
+        return warning(
+            "autovacuum",
+            format!(
+                "{dead_rows} dead row versions, {last}: it does not keep up, reads become slow and the table grows; look for old \
+                 transactions (SELECT pid, xact_start, state, query FROM pg_stat_activity ORDER BY xact_start), raise \
+                 autovacuum_vacuum_cost_limit, or run VACUUM {table}"
+            ),
+        );
+    }
+    line(
+        "autovacuum",
+        Ok(format!("{dead_rows} dead row versions, begins at {threshold}; {last}")),
+    )
 }
 
 /// A database that says something about the table is reachable, whatever it says.

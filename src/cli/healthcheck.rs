@@ -15,15 +15,24 @@ const TIMEOUT: Duration = Duration::from_secs(3);
 
 pub(super) async fn healthcheck(config: &Config, ready: bool) -> anyhow::Result<ExitCode> {
     let path = if ready { "/readyz" } else { "/livez" };
-    let address = reachable(config.admin_listen);
-    let request = tokio::time::timeout(TIMEOUT, get(address, path));
-    let answer = request
-        .await
-        .with_context(|| format!("no answer from {address} within {TIMEOUT:?}"))??;
-    let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
+    let (code, body) = ask(config.admin_listen, path, TIMEOUT).await?;
     println!("{body}");
-    let healthy = head.split(' ').nth(1) == Some("200");
+    let healthy = code == 200;
     Ok(if healthy { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Asks the relay that listens here: status code and body.
+///
+/// # Errors
+/// When nothing answers within `timeout`, or what answers is no HTTP server.
+pub(super) async fn ask(listen: SocketAddr, path: &str, timeout: Duration) -> anyhow::Result<(u16, String)> {
+    let address = reachable(listen);
+    let answer = tokio::time::timeout(timeout, get(address, path))
+        .await
+        .with_context(|| format!("no answer from {address} within {timeout:?}"))??;
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
+    let code = head.split(' ').nth(1).and_then(|code| code.parse().ok());
+    Ok((code.unwrap_or(0), body.to_owned()))
 }
 
 /// A listener on "any address" is asked on the loopback.

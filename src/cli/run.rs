@@ -7,12 +7,13 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tracing::info;
 
-use crate::admin::{self, Admin};
+use crate::admin::{self, Admin, StatusPage};
 use crate::broker::amqp::Amqp;
 use crate::config::Config;
 use crate::health::Health;
 use crate::metrics::Metrics;
 use crate::relay::{self, Ended, Parts, Stop};
+use crate::status::Status;
 use crate::store;
 use crate::systemd;
 
@@ -28,17 +29,18 @@ pub(super) async fn run(config: Config) -> anyhow::Result<ExitCode> {
         table = %config.outbox.table,
         "outbox-relay starts"
     );
+    let store = match store::open_operator(&config.database_url, super::store_options(&config)) {
+        Ok(store) => store,
+        Err(error) => return Ok(super::bad_configuration(&format!("RELAY_DATABASE_URL: {error}"))),
+    };
     let serving = tokio::spawn(admin::serve(
         listener,
         Admin {
             health: health.clone(),
             metrics: metrics.clone(),
+            status: Arc::new(StatusPage::new(Status::new(store.clone(), config.clone()))),
         },
     ));
-    let store = match store::open(&config.database_url, super::store_options(&config)) {
-        Ok(store) => store,
-        Err(error) => return Ok(super::bad_configuration(&format!("RELAY_DATABASE_URL: {error}"))),
-    };
     systemd::ready().await;
     let watched = tokio::spawn(systemd::answer_watchdog(health.clone()));
     let broker = Arc::new(Amqp::new(super::amqp_options(&config)));

@@ -6,7 +6,7 @@ use config::Config as Layered;
 
 use super::{
     findings::{Findings, shown},
-    secret::{BROKER_SCHEMES, DATABASE_SCHEMES, Secret, check_url},
+    secret::{BROKER_SCHEMES, DATABASE_SCHEMES, Secret, check_url, redacted_url},
     variables,
 };
 
@@ -28,6 +28,23 @@ impl<'a> Reader<'a> {
     fn text(&self, name: &str) -> Option<String> {
         let key = variables::find(name)?.key();
         self.texts.get_string(&key).ok()
+    }
+
+    /// Every variable with its text, as it may be shown.
+    pub(super) fn in_force(&self) -> Vec<(&'static str, String)> {
+        let shown = |text: String, secret: bool| match secret {
+            true => text.split(',').map(redacted_url).collect::<Vec<_>>().join(", "),
+            false => text,
+        };
+        variables::VARIABLES
+            .iter()
+            .map(|variable| {
+                (
+                    variable.name,
+                    shown(self.text(variable.name).unwrap_or_default(), variable.secret),
+                )
+            })
+            .collect()
     }
 
     /// The value that `parse` makes of the trimmed text; its error follows the variable's name.

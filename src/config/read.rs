@@ -41,6 +41,7 @@ impl Config {
             admin_listen: read_listen(from, "RELAY_ADMIN_LISTEN"),
             log: from.parsed("RELAY_LOG", String::new(), parse::log_directives),
             log_format: LogFormat::read(from),
+            in_force: from.in_force(),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The slow work beside the relay's own: counting the backlog, purging old rows.
+//! The slow work beside the relay's own: counting the backlog, purging old rows, saying once a minute what was done.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -13,6 +13,10 @@ use super::reading::timed;
 
 /// How often the backlog is counted.
 const SAMPLE_INTERVAL: Duration = Duration::from_secs(5);
+
+/// How often totals are noted for the rates; a line is logged with every twelfth.
+const RATE_INTERVAL: Duration = Duration::from_secs(5);
+const RATES_PER_SUMMARY: u32 = 12;
 
 /// Rows purged with one statement.
 const PURGE_BATCH: u32 = 1_000;
@@ -29,6 +33,30 @@ pub(super) async fn sample_backlog(store: Arc<dyn Store>, metrics: Arc<Metrics>)
             Err(error) => debug!(%error, "could not count the backlog"),
         }
         tokio::time::sleep(SAMPLE_INTERVAL).await;
+    }
+}
+
+/// Notes the totals for the rates, for ever, and logs one line a minute while there is something to tell.
+pub(super) async fn summarise(metrics: Arc<Metrics>) {
+    let mut before = metrics.totals();
+    metrics.rates.note(before);
+    loop {
+        for _ in 0..RATES_PER_SUMMARY {
+            tokio::time::sleep(RATE_INTERVAL).await;
+            metrics.rates.note(metrics.totals());
+        }
+        let now = metrics.totals();
+        if now != before {
+            info!(
+                published = now.published - before.published,
+                failures = now.failures - before.failures,
+                dead_lettered = now.dead_lettered - before.dead_lettered,
+                in_flight = metrics.in_flight.get(),
+                blocked_keys = metrics.blocked_keys.get(),
+                "the last minute"
+            );
+        }
+        before = now;
     }
 }
 

@@ -8,6 +8,8 @@ use crate::config::TableName;
 
 use super::columns::missing;
 use super::migrate::{literal, quoted};
+use super::operator::{Member, OwnedShare, Ownership};
+use super::values::span;
 use super::{LeaseAsk, LeaseView, ShareLease, StoreError};
 
 const SHARES: &str = "outbox_relay_shares";
@@ -96,6 +98,53 @@ pub(super) fn free(table: &TableName, partitions: u16, dialect: &Dialect) -> Str
         literal(table.name()),
         dialect.now
     )
+}
+
+/// Everybody who owns a share now, and every relay that is there, under any layout: `share` or `member`, number, layout, name,
+/// seconds since it is theirs, seconds left. A member without a name is no relay: see [`super::mysql`].
+pub(super) fn ownership(table: &TableName, dialect: &Dialect) -> String {
+    let (shares, members, outbox, now) = (
+        shares_table(table),
+        members_table(table),
+        literal(table.name()),
+        dialect.now,
+    );
+    format!(
+        "SELECT 'share', share, layout, owner, {now} - since, expires_at - {now} FROM {shares}
+         WHERE outbox = {outbox} AND owner IS NOT NULL AND expires_at > {now}
+         UNION ALL
+         SELECT 'member', 0, layout, member, 0, expires_at - {now} FROM {members}
+         WHERE outbox = {outbox} AND expires_at > {now} AND member <> ''
+         ORDER BY 1, 3, 2, 4"
+    )
+}
+
+/// One row of the answer to [`ownership`].
+pub(super) type OwnershipRow = (String, i64, i64, String, f64, f64);
+
+/// What the rows of the answer to [`ownership`] say.
+pub(super) fn owners(rows: Vec<OwnershipRow>) -> Ownership {
+    let number = |number: i64| u16::try_from(number).unwrap_or(u16::MAX);
+    let mut ownership = Ownership::default();
+    for (kind, share, layout, name, held, remaining) in rows {
+        let expires_in = span(Some(remaining));
+        if kind == "share" {
+            ownership.shares.push(OwnedShare {
+                share: number(share),
+                partitions: number(layout),
+                owner: name,
+                held: span(Some(held)),
+                expires_in,
+            });
+        } else {
+            ownership.members.push(Member {
+                name,
+                partitions: number(layout),
+                expires_in,
+            });
+        }
+    }
+    ownership
 }
 
 struct Text<'a> {

@@ -39,7 +39,7 @@ pub(super) fn render(migration: &Migration, table: &TableName) -> String {
         .replace("{shares}", &shares_table(table))
         .replace("{members}", &members_table(table))
         .replace("{unsent_index}", &quoted(&unsent_index(table)))
-        .replace("{dead_index}", &quoted(&index_name(table, "dead")))
+        .replace("{dead_index}", &quoted(&dead_index(table)))
 }
 
 /// What a person is to run: all steps between an opening and a closing, each with the note `record` makes of it.
@@ -98,6 +98,11 @@ pub(super) fn literal(text: &str) -> String {
 /// The name of the index of unsent rows, without quotes.
 pub(super) fn unsent_index(table: &TableName) -> String {
     index_name(table, "unsent")
+}
+
+/// The name of the index of dead letters, without quotes.
+pub(super) fn dead_index(table: &TableName) -> String {
+    index_name(table, "dead")
 }
 
 /// An index's name: indexes share a name space with tables, so it is made from the table's; where that is too

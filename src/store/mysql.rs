@@ -30,6 +30,7 @@ mod connect;
 mod error;
 mod inspect;
 mod migrate;
+mod operator;
 mod rows;
 mod statements;
 
@@ -120,12 +121,9 @@ impl MySql {
 
     async fn inspected(&self) -> Result<Statements, StoreError> {
         let (table, on_sent) = (&self.options.table, self.options.on_sent);
-        let schema = table.schema().unwrap_or_else(|| self.connector.database());
-        let named = |sql: &'static str| sqlx::query(sql).bind(schema).bind(table.name());
-        let columns = self.rows(&self.read, named(inspect::COLUMNS_QUERY)).await?;
+        let columns = self.catalogue(&self.read, inspect::COLUMNS_QUERY).await?;
         let user = inspect::judge(&columns, table)?;
-        let indexes = self.rows(&self.read, named(inspect::INDEX_QUERY)).await?;
-        let index = decode(&indexes, rows::name)?.into_iter().next();
+        let index = self.unsent_index(&self.read).await?;
         let mut lacking = Vec::new();
         for (privilege, sql) in inspect::touches(table) {
             match self.execute(&self.read, self.query(&sql.into())).await {
@@ -137,6 +135,19 @@ impl MySql {
         }
         inspect::check_privileges(&lacking, &user, table, on_sent)?;
         Ok(Statements::new(table, on_sent, index.as_deref()))
+    }
+
+    /// What the server's catalogue says of the table.
+    async fn catalogue(&self, slot: &Slot<MySqlConnection>, sql: &'static str) -> Result<Vec<MySqlRow>, StoreError> {
+        let table = &self.options.table;
+        let schema = table.schema().unwrap_or_else(|| self.connector.database());
+        self.rows(slot, sqlx::query(sql).bind(schema).bind(table.name())).await
+    }
+
+    /// The name of the index that reads of unsent rows and of dead letters go through.
+    async fn unsent_index(&self, slot: &Slot<MySqlConnection>) -> Result<Option<String>, StoreError> {
+        let indexes = self.catalogue(slot, inspect::INDEX_QUERY).await?;
+        Ok(decode(&indexes, rows::name)?.into_iter().next())
     }
 
     fn query<'q>(&self, sql: &Arc<str>) -> Statement<'q> {

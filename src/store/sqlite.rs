@@ -29,6 +29,7 @@ mod connect;
 mod error;
 mod inspect;
 mod migrate;
+mod operator;
 mod rows;
 mod statements;
 mod walks;

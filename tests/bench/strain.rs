@@ -92,7 +92,10 @@ impl Strain {
                 waiting(stage, 10 * rows).await;
                 let rate = rate(stage, "7d", 10 * rows).await;
                 let old = "SELECT count(*) FROM outbox WHERE sent_at < now() - interval '7 days'";
-                assert!(stage.number(old).await < 50 * rows as i64, "nothing was purged meanwhile");
+                assert!(
+                    stage.number(old).await < 50 * rows as i64,
+                    "nothing was purged meanwhile"
+                );
                 rate
             }
         }

@@ -203,7 +203,10 @@ impl Ledger {
                 book.order_unknown += 1;
                 let most = usize::from(PREFETCH) * (message.connection + 1);
                 if book.order_unknown > most {
-                    book.violation(now, format!("more than {most} rows are out of order, and the broker alone is not it"));
+                    book.violation(
+                        now,
+                        format!("more than {most} rows are out of order, and the broker alone is not it"),
+                    );
                 }
             } else if before > n {
                 let text = format!("out of order: number {n} of key {key} arrives after {before}");

@@ -52,6 +52,7 @@ mod faults;
 mod lifecycle;
 mod main_job;
 mod mariadb;
+mod operator;
 mod outbox;
 mod outcomes;
 mod replicas;

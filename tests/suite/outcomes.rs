@@ -212,7 +212,9 @@ async fn a_full_queue_of_one_exchange_starves_no_other() {
     assert_eq!(judge(&received).duplicates, 0);
     // The others are where they were, but for the few that fitted.
     assert!(outbox.db.unsent().await > 90_000);
-    let full = relay.metric("outbox_relay_publish_failures_total{reason=\"nack\"}").await;
+    let full = relay
+        .metric("outbox_relay_publish_failures_total{reason=\"nack\"}")
+        .await;
     assert!(full > Some(1_000.0), "{full:?}");
 }
 

@@ -4,6 +4,7 @@ mod harness;
 mod leasing;
 mod mariadb;
 mod mariadb_faults;
+mod operating;
 mod postgres;
 mod postgres_faults;
 mod reading;
@@ -72,4 +73,10 @@ conformance! {
         shares_of_another_number_are_not_owned_beside_each_other
         a_failure_under_a_lost_lease_takes_nothing
         a_crowd_shares_fairly;
+    operating:
+        dead_letters_are_listed_by_filter
+        dead_letters_are_replayed_and_discarded_once
+        waiting_keys_name_the_row_they_wait_for
+        owners_are_told_with_their_time
+        upkeep_misses_an_index_that_is_gone;
 }

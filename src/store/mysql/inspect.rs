@@ -95,13 +95,22 @@ pub(super) fn judge(rows: &[MySqlRow], table: &TableName) -> Result<String, Stor
     text(5)
 }
 
+/// Which of the two it is.
+pub(super) fn product(version: &str) -> &'static str {
+    if version.contains("MariaDB") {
+        "MariaDB"
+    } else {
+        "MySQL"
+    }
+}
+
 /// `10.11.6-MariaDB-…`, `8.4.2`.
 fn check_version(version: &str) -> Result<(), StoreError> {
     let mut numbers = version.split(|c: char| !c.is_ascii_digit());
     let mut next = || numbers.next().and_then(|number| number.parse().ok()).unwrap_or(0);
     let (found, least): ((u32, u32), _) = (
         (next(), next()),
-        if version.contains("MariaDB") { (10, 6) } else { (8, 0) },
+        if product(version) == "MariaDB" { (10, 6) } else { (8, 0) },
     );
     if found >= least {
         return Ok(());
@@ -162,7 +171,7 @@ pub(super) fn check_privileges(
 }
 
 /// For a person: quoted as the server understands it in its default mode.
-fn backquoted(table: &TableName) -> String {
+pub(super) fn backquoted(table: &TableName) -> String {
     let quoted = |name: &str| format!("`{}`", name.replace('`', "``"));
     match table.schema() {
         Some(schema) => format!("{}.{}", quoted(schema), quoted(table.name())),

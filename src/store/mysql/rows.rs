@@ -39,7 +39,7 @@ pub(super) fn outbox_row(row: &MySqlRow, table: &str) -> Result<OutboxRow, sqlx:
 }
 
 /// A UUID as its 16 bytes or as text in any spelling. Anything else still names the row on every copy of its message.
-fn message_id(row: &MySqlRow, fallback: &str) -> Result<Uuid, sqlx::Error> {
+pub(super) fn message_id(row: &MySqlRow, fallback: &str) -> Result<Uuid, sqlx::Error> {
     let Some(bytes) = bytes(row, 1)? else {
         return Ok(derived_message_id(fallback));
     };
@@ -62,11 +62,13 @@ fn payload(row: &MySqlRow) -> Result<Payload, sqlx::Error> {
     })
 }
 
-fn bytes(row: &MySqlRow, index: usize) -> Result<Option<&[u8]>, sqlx::Error> {
+/// Text or blob alike.
+pub(super) fn bytes(row: &MySqlRow, index: usize) -> Result<Option<&[u8]>, sqlx::Error> {
     row.try_get_unchecked(index)
 }
 
-fn text(row: &MySqlRow, index: usize) -> Result<Option<String>, sqlx::Error> {
+/// A text column.
+pub(super) fn text(row: &MySqlRow, index: usize) -> Result<Option<String>, sqlx::Error> {
     Ok(bytes(row, index)?.map(values::text))
 }
 

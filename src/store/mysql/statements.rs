@@ -13,6 +13,8 @@ use crate::store::{BACKLOG_CAP, INLINE_PAYLOAD_BYTES, SCAN_HORIZON};
 /// Statement texts.
 #[derive(Debug)]
 pub(super) struct Statements {
+    /// The table, with the index to be used.
+    pub(super) indexed: String,
     pub(super) head: Arc<str>,
     pub(super) head_shares: Arc<str>,
     pub(super) scan: Arc<str>,
@@ -27,21 +29,22 @@ pub(super) struct Statements {
     pub(super) backlog: Arc<str>,
 }
 
-const OPEN: &str = "o.sent_at IS NULL AND o.dead_at IS NULL";
+pub(super) const OPEN: &str = "o.sent_at IS NULL AND o.dead_at IS NULL";
 
 /// The ids of a JSON array, as a table. `STRAIGHT_JOIN` behind it: each row is looked up by its id, whatever the planner
 /// thinks of a table it knows nothing of.
-const LISTED: &str = "JSON_TABLE(?, '$[*]' COLUMNS (id bigint PATH '$')) AS w STRAIGHT_JOIN";
+pub(super) const LISTED: &str = "JSON_TABLE(?, '$[*]' COLUMNS (id bigint PATH '$')) AS w STRAIGHT_JOIN";
 
 /// The share of a row: equal to `share_of`. UTF-8 whatever the character set of the column.
 const SHARE: &str =
     "AND find_in_set(ord(unhex(left(md5(convert(coalesce(o.ordering_key, o.id) USING utf8mb4)), 2))) % ?, ?) > 0";
 
 /// Microseconds to wait.
-const DUE: &str = "coalesce(timestampdiff(MICROSECOND, now(6), \
+pub(super) const DUE: &str = "coalesce(timestampdiff(MICROSECOND, now(6), \
 greatest(coalesce(o.available_at, o.next_attempt_at), coalesce(o.next_attempt_at, o.available_at))), 0)";
 
-const CREATED: &str = "timestampdiff(MICROSECOND, TIMESTAMP'1970-01-01 00:00:00', o.created_at)";
+/// Microseconds since 1970.
+pub(super) const CREATED: &str = "timestampdiff(MICROSECOND, TIMESTAMP'1970-01-01 00:00:00', o.created_at)";
 const AGE: &str = "timestampdiff(MICROSECOND, o.created_at, now(6))";
 
 impl Statements {
@@ -77,6 +80,7 @@ impl Statements {
             )
             .into(),
             backlog: backlog(&indexed),
+            indexed,
         }
     }
 }

@@ -54,7 +54,8 @@ fn payload(row: &PgRow) -> Result<Payload, sqlx::Error> {
     Ok(Payload::Loaded(bytes.get(skip..).unwrap_or_default().to_vec()))
 }
 
-fn text(row: &PgRow, index: usize) -> Result<Option<String>, sqlx::Error> {
+/// A text column.
+pub(super) fn text(row: &PgRow, index: usize) -> Result<Option<String>, sqlx::Error> {
     let value = row.try_get_raw(index)?;
     if value.is_null() {
         return Ok(None);

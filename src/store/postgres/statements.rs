@@ -22,6 +22,7 @@ pub(super) enum Size {
 /// Statement texts.
 #[derive(Debug)]
 pub(super) struct Statements {
+    pub(super) size: Size,
     pub(super) head: Arc<str>,
     pub(super) head_shares: Arc<str>,
     pub(super) scan: Arc<str>,
@@ -39,14 +40,14 @@ pub(super) struct Statements {
 /// say: it follows from `sent_at IS NULL`, so that a scan of the partial index drops it, while on any other index its
 /// (only estimated) cost counts for every row. Without it, and with statistics from before a backlog was sent, a
 /// generic plan walks the primary key over every row ever sent (600,000 rows: 330 ms instead of 0.1).
-const OPEN: &str = "o.sent_at IS NULL AND o.dead_at IS NULL
+pub(super) const OPEN: &str = "o.sent_at IS NULL AND o.dead_at IS NULL
 AND (o.sent_at IS NULL OR to_tsvector('pg_catalog.simple'::regconfig, o.id::text) IS NULL)";
 
 /// The share of a row: equal to `share_of`. UTF-8 whatever the encoding of the database.
 const SHARE: &str = "get_byte(decode(md5(convert_to(coalesce(o.ordering_key, o.id::text), 'UTF8')), 'hex'), 0)";
 
 /// Seconds to wait, as a float, in which `infinity` is a number like others (intervals cannot hold it).
-const DUE: &str = "coalesce(date_part('epoch', greatest(o.available_at, o.next_attempt_at)) \
+pub(super) const DUE: &str = "coalesce(date_part('epoch', greatest(o.available_at, o.next_attempt_at)) \
 - date_part('epoch', clock_timestamp()), 0)";
 
 const AGE: &str = "date_part('epoch', clock_timestamp()) - date_part('epoch', o.created_at)";
@@ -61,6 +62,7 @@ impl Statements {
         let shares = |n: u32| format!("AND {SHARE} % ${n} = ANY(${})", n + 1);
         let t = table.to_string();
         Self {
+            size,
             head: page(&t, size, &format!("o.id > $1 AND {OPEN}"), "LIMIT $2"),
             head_shares: page(&t, size, &format!("o.id > $1 AND {OPEN} {}", shares(3)), "LIMIT $2"),
             fetch: page(

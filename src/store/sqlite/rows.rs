@@ -35,7 +35,7 @@ pub(super) fn outbox_row(row: &SqliteRow, table: &str) -> Result<OutboxRow, sqlx
 }
 
 /// A UUID as text in any spelling, or as its 16 bytes. Anything else still names the row on every copy of its message.
-fn message_id(row: &SqliteRow, fallback: &str) -> Result<Uuid, sqlx::Error> {
+pub(super) fn message_id(row: &SqliteRow, fallback: &str) -> Result<Uuid, sqlx::Error> {
     let is_blob = row.try_get_raw(1)?.type_info().name() == "BLOB";
     let Some(bytes) = bytes(row, 1)? else {
         return Ok(derived_message_id(fallback));
@@ -58,17 +58,18 @@ fn payload(row: &SqliteRow) -> Result<Payload, sqlx::Error> {
     })
 }
 
-fn text(row: &SqliteRow, index: usize) -> Result<Option<String>, sqlx::Error> {
+/// A text column.
+pub(super) fn text(row: &SqliteRow, index: usize) -> Result<Option<String>, sqlx::Error> {
     Ok(bytes(row, index)?.map(values::text))
 }
 
 /// Text or blob alike.
-fn bytes(row: &SqliteRow, index: usize) -> Result<Option<&[u8]>, sqlx::Error> {
+pub(super) fn bytes(row: &SqliteRow, index: usize) -> Result<Option<&[u8]>, sqlx::Error> {
     row.try_get_unchecked(index)
 }
 
 /// Integer or real alike: SQLite converts.
-fn number(row: &SqliteRow, index: usize) -> Result<Option<f64>, sqlx::Error> {
+pub(super) fn number(row: &SqliteRow, index: usize) -> Result<Option<f64>, sqlx::Error> {
     row.try_get_unchecked(index)
 }
 

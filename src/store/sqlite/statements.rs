@@ -26,11 +26,11 @@ pub(super) struct Statements {
     pub(super) touch: Arc<str>,
 }
 
-const OPEN: &str = "o.sent_at IS NULL AND o.dead_at IS NULL";
-const LISTED: &str = "o.id IN (SELECT value FROM json_each(?1))";
+pub(super) const OPEN: &str = "o.sent_at IS NULL AND o.dead_at IS NULL";
+pub(super) const LISTED: &str = "o.id IN (SELECT value FROM json_each(?1))";
 
 /// Seconds since 1970. `julianday`, as older versions have no fractions in `unixepoch`.
-const NOW: &str = "((julianday('now') - 2440587.5) * 86400.0)";
+pub(super) const NOW: &str = "((julianday('now') - 2440587.5) * 86400.0)";
 const NOW_TEXT: &str = "strftime('%Y-%m-%dT%H:%M:%fZ', 'now')";
 
 impl Statements {
@@ -69,7 +69,7 @@ impl Statements {
 /// A time as seconds since 1970, however it is written: ISO 8601 text, or a number of seconds, or of milliseconds
 /// where it would be beyond the year 5000; the number may have become text in a `TEXT` column. Null where it is no
 /// time at all, which is then as good as not set: the row must not be lost.
-fn epoch(column: &str) -> String {
+pub(super) fn epoch(column: &str) -> String {
     let number = format!(
         "CASE WHEN typeof({column}) = 'text' AND {column} GLOB '*[^0-9.]*' \
          THEN (julianday({column}) - 2440587.5) * 86400.0 ELSE {column} + 0.0 END"
@@ -77,7 +77,7 @@ fn epoch(column: &str) -> String {
     format!("(SELECT CASE WHEN n > 1e11 THEN n / 1000.0 ELSE n END FROM (SELECT {number} AS n))")
 }
 
-fn due() -> String {
+pub(super) fn due() -> String {
     let (available, next) = (epoch("o.available_at"), epoch("o.next_attempt_at"));
     format!("(max(coalesce({available}, 0), coalesce({next}, 0)) - {NOW})")
 }

@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use outbox_relay::broker::Confirmed;
 use outbox_relay::config::{OnSent, Secret};
 use outbox_relay::message::{OutboxRow, Payload, RowId};
-use outbox_relay::store::{self, Failure, Holder, NextStep, Shares, Store, StoreOptions};
+use outbox_relay::store::{self, Failure, Holder, NextStep, Operator, Shares, Store, StoreOptions};
 
 /// A fresh database.
 #[async_trait]
@@ -27,12 +27,25 @@ pub(crate) trait Harness: Send + Sync + Sized {
         4
     }
 
+    /// The index that dead letters have to themselves.
+    fn dead_index(&self) -> Option<&'static str> {
+        Some("outbox_relay_dead")
+    }
+
+    async fn drop_index(&self, name: &str) {
+        self.execute(&format!("DROP INDEX {name}")).await;
+    }
+
     fn store(&self) -> Arc<dyn Store> {
         self.store_with(options("outbox", OnSent::Mark))
     }
 
     fn store_with(&self, options: StoreOptions) -> Arc<dyn Store> {
         store::open(&self.url(), options).expect("a good URL")
+    }
+
+    fn operator(&self) -> Arc<dyn Operator> {
+        store::open_operator(&self.url(), options("outbox", OnSent::Mark)).expect("a good URL")
     }
 
     /// The table, and a store on it.

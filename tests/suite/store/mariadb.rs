@@ -5,6 +5,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use outbox_relay::config::{OnSent, Secret};
 use outbox_relay::message::{Payload, RowId};
+use outbox_relay::store::operator::DeadFilter;
 use outbox_relay::store::{self, LeaseAsk, NextStep, Shares, StoreError, StoreOptions};
 use sqlx::{AssertSqlSafe, Connection, Executor, MySqlConnection, Row};
 use tokio::sync::Mutex;
@@ -50,6 +51,15 @@ impl Harness for MariaDb {
 
     fn uuid_version(&self) -> usize {
         1
+    }
+
+    /// They are in that of the unsent rows.
+    fn dead_index(&self) -> Option<&'static str> {
+        None
+    }
+
+    async fn drop_index(&self, name: &str) {
+        self.execute(&format!("DROP INDEX {name} ON outbox")).await;
     }
 }
 
@@ -293,6 +303,24 @@ async fn reads_are_bound_to_the_index_and_a_dropped_one_is_noticed() {
     assert_eq!(store.backlog().await.expect("a backlog").pending, 10);
     store.dead_keys(9).await.expect("keys");
     store.close().await;
+    let operator = db.operator();
+    db.execute("UPDATE outbox SET ordering_key = 'k', available_at = now() + INTERVAL 1 HOUR WHERE id > 49995; UPDATE outbox SET dead_at = now(), last_error = 'refused' WHERE id BETWEEN 49991 AND 49993")
+        .await;
+    let keys = operator.waiting_keys(9).await.expect("keys");
+    assert_eq!((keys.len(), keys[0].row), (1, RowId(49_996)));
+    let reasons = operator.dead_reasons().await.expect("reasons");
+    assert_eq!(reasons, [("refused".to_owned(), 3)]);
+    let refused = DeadFilter {
+        reason: Some("refused".to_owned()),
+        ..DeadFilter::default()
+    };
+    for filter in [DeadFilter::default(), refused] {
+        let letters = operator.dead_letters(&filter, RowId(49_991), 9).await;
+        assert_eq!(letters.expect("a list").len(), 2);
+    }
+    assert_eq!(operator.replay(&[RowId(49_991)]).await.expect("replayed"), 1);
+    assert_eq!(operator.discard(&[RowId(49_992)]).await.expect("discarded"), 1);
+    operator.close().await;
     assert!(
         read().await < 1_000,
         "the statements walk over sent rows: {}",
@@ -300,11 +328,11 @@ async fn reads_are_bound_to_the_index_and_a_dropped_one_is_noticed() {
     );
     db.execute("DROP INDEX outbox_relay_unsent ON outbox").await;
     assert!(store.head(RowId(0), 99, ALL).await.is_err(), "bound to the index");
-    assert_eq!(head_ids(&store).await.len(), 10, "slower without it, but it works");
+    assert_eq!(head_ids(&store).await.len(), 8, "slower without it, but it works");
     db.execute("CREATE INDEX by_any_name ON outbox (sent_at, dead_at)")
         .await;
     store.inspect().await.expect("a table");
-    assert_eq!(head_ids(&store).await.len(), 10);
+    assert_eq!(head_ids(&store).await.len(), 8);
 }
 
 /// A script's lock is a row's, and ends with the transaction: of a call that was given up nothing is left.
@@ -354,4 +382,43 @@ async fn keys_are_compared_by_their_bytes() {
     let keys = store.dead_keys(10).await.expect("keys");
     let keys: Vec<(&str, i64)> = keys.iter().map(|(key, id)| (key.as_str(), id.0)).collect();
     assert_eq!(keys, [("é", 1), ("É", 2), ("e", 3), ("e ", 4)]);
+    let operator = db.operator();
+    let of_key = DeadFilter {
+        key: Some("é".to_owned()),
+        ..DeadFilter::default()
+    };
+    let letters = operator.dead_letters(&of_key, RowId(0), 9).await.expect("a list");
+    assert_eq!(letters.iter().map(|letter| letter.id.0).collect::<Vec<_>>(), [1, 5]);
+    operator.replay(&[1, 2, 3, 4, 5].map(RowId)).await.expect("replayed");
+    db.execute("UPDATE outbox SET available_at = now() + INTERVAL 1 HOUR")
+        .await;
+    let waiting = operator.waiting_keys(9).await.expect("keys");
+    let waiting: Vec<_> = waiting.iter().map(|key| (key.key.as_str(), key.row.0)).collect();
+    assert_eq!(waiting, keys, "the same rows");
+}
+
+/// A filter is applied to some of the dead letters at a time.
+#[tokio::test]
+async fn a_rare_dead_letter_is_found_behind_many_others() {
+    let db = MariaDb::fresh().await;
+    db.migrated().await;
+    db.execute("INSERT INTO outbox (routing_key, payload, dead_at) SELECT 'r', '{}', now() FROM seq_1_to_25000")
+        .await;
+    db.execute("UPDATE outbox SET last_error = 'refused' WHERE id IN (7, 10000, 10001, 24999)")
+        .await;
+    let operator = db.operator();
+    let refused = DeadFilter {
+        reason: Some("refused".to_owned()),
+        ..DeadFilter::default()
+    };
+    for (after, limit, expected) in [
+        (0, 9, &[7, 10_000, 10_001, 24_999][..]),
+        (0, 3, &[7, 10_000, 10_001]),
+        (10_001, 9, &[24_999]),
+        (24_999, 9, &[]),
+    ] {
+        let letters = operator.dead_letters(&refused, RowId(after), limit).await;
+        let ids: Vec<i64> = letters.expect("a list").iter().map(|letter| letter.id.0).collect();
+        assert_eq!(ids, expected, "above {after}");
+    }
 }

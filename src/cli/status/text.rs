@@ -1,0 +1,219 @@
+//! The report as text. It is drawn from the JSON, so that both say the same.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use anstyle::{AnsiColor, Style};
+use serde_json::Value;
+
+const GOOD: Style = AnsiColor::Green.on_default();
+const BAD: Style = AnsiColor::Red.on_default().bold();
+const ODD: Style = AnsiColor::Yellow.on_default();
+const HEAD: Style = Style::new().bold();
+
+/// Longer errors are cut; `dead-letters show` has all of it.
+const ERROR_CHARS: usize = 100;
+
+/// With colours, which the stream takes out where they are not wanted.
+pub(super) fn text(report: &Value) -> String {
+    let mut text = format!(
+        "outbox-relay {}, table {}, {}\n",
+        plain(&report["version"]),
+        plain(&report["table"]),
+        plain(&report["at"])
+    );
+    for (name, part) in [
+        ("database", database(&report["database"])),
+        ("broker", broker(&report["broker"])),
+        ("relay here", relay(&report["relay"])),
+        ("backlog", backlog(&report["backlog"])),
+        ("dead letters", dead_letters(&report["dead_letters"])),
+        ("blocked keys", blocked_keys(&report["blocked_keys"])),
+        ("owners", owners(&report["owners"])),
+    ] {
+        // Writing to a String cannot fail.
+        let _ = writeln!(text, "{HEAD}{name:13}{HEAD:#}{part}");
+    }
+    let _ = writeln!(text, "{HEAD}configuration{HEAD:#}");
+    for (name, value) in report["configuration"].as_object().into_iter().flatten() {
+        let _ = writeln!(text, "  {name}={}", plain(value));
+    }
+    text
+}
+
+/// The part, or why there is none.
+fn part(value: &Value, show: impl FnOnce(&Value) -> String) -> String {
+    if value["ok"] == true {
+        show(value)
+    } else {
+        let reason = plain(&value["reason"]);
+        format!("{BAD}unknown:{BAD:#} {reason}")
+    }
+}
+
+fn database(value: &Value) -> String {
+    part(value, |value| {
+        let ahead = value["clock_ahead_seconds"].as_f64().unwrap_or_default();
+        let (product, version) = (plain(&value["product"]), plain(&value["version"]));
+        let style = if ahead.abs() > 5.0 { ODD } else { Style::new() };
+        format!(
+            "{GOOD}ok{GOOD:#} {product} {version}, {}, {style}its clock is {:.1} s {} this one{style:#}",
+            plain(&value["address"]),
+            ahead.abs(),
+            if ahead < 0.0 { "behind" } else { "ahead of" }
+        )
+    })
+}
+
+fn broker(value: &Value) -> String {
+    if value["ok"] == true {
+        let address = value.get("address").or_else(|| value["addresses"].get(0));
+        format!("{GOOD}ok{GOOD:#} {}", address.map(plain).unwrap_or_default())
+    } else {
+        format!("{BAD}away:{BAD:#} {}", plain(&value["reason"]))
+    }
+}
+
+fn relay(value: &Value) -> String {
+    if value["ok"].is_null() || value.get("reason").is_some() {
+        return format!("{ODD}none:{ODD:#} {}", plain(&value["reason"]));
+    }
+    let state = match (value["ok"] == true, value["ready"] == true) {
+        (true, true) => format!("{GOOD}ok{GOOD:#}"),
+        (true, false) => format!("{ODD}not ready{ODD:#}"),
+        (false, _) => format!("{BAD}stuck{BAD:#}"),
+    };
+    format!(
+        "{state} {}, up {}, {:.1} published and {:.1} failed a second, {} in flight, {} shares",
+        plain(&value["member"]),
+        span(&value["uptime_seconds"]),
+        value["published_per_second"].as_f64().unwrap_or_default(),
+        value["failures_per_second"].as_f64().unwrap_or_default(),
+        value["in_flight"],
+        value["partitions_owned"],
+    )
+}
+
+fn backlog(value: &Value) -> String {
+    part(value, |value| {
+        let least = if value["at_least"] == true { "at least " } else { "" };
+        let dead = if value["dead"] == 0 { Style::new() } else { BAD };
+        let retrying = if value["retrying"] == 0 { Style::new() } else { ODD };
+        let oldest = match &value["oldest_age_seconds"] {
+            Value::Null => "nothing is due".to_owned(),
+            age => format!("the oldest is {} old", span(age)),
+        };
+        format!(
+            "{least}{} pending, {retrying}{} retrying{retrying:#}, {dead}{} dead{dead:#}; {oldest}",
+            value["pending"], value["retrying"], value["dead"]
+        )
+    })
+}
+
+fn dead_letters(value: &Value) -> String {
+    part(value, |value| {
+        let reasons: Vec<String> = value["by_reason"]
+            .as_object()
+            .into_iter()
+            .flatten()
+            .map(|(reason, count)| format!("{BAD}{count}{BAD:#} {reason}"))
+            .collect();
+        match reasons.len() {
+            0 => "none".to_owned(),
+            _ if value["at_least"] == true => format!("at least {}", reasons.join(", ")),
+            _ => reasons.join(", "),
+        }
+    })
+}
+
+fn blocked_keys(value: &Value) -> String {
+    part(value, |value| {
+        let keys = value["keys"].as_array().map(Vec::as_slice).unwrap_or_default();
+        let more = if value["more"] == true { "at least " } else { "" };
+        let mut text = format!("{more}{}", keys.len());
+        for key in keys {
+            let why = match plain(&key["why"]).as_str() {
+                "dead_letter" => "a dead letter: replay or discard it".to_owned(),
+                "delayed" => format!("due in {}", span(&key["due_in_seconds"])),
+                _ => format!(
+                    "tried again in {}, refused {} times: {}",
+                    span(&key["due_in_seconds"]),
+                    key["attempts"],
+                    plain(&key["last_error"]).chars().take(ERROR_CHARS).collect::<String>()
+                ),
+            };
+            let _ = write!(text, "\n  {:?} waits for row {}, {why}", plain(&key["key"]), key["row"]);
+        }
+        text
+    })
+}
+
+fn owners(value: &Value) -> String {
+    part(value, |value| {
+        let members = value["members"].as_array().map(Vec::as_slice).unwrap_or_default();
+        let free = if value["free"] == 0 { Style::new() } else { ODD };
+        let mut text = format!(
+            "{} relays, {free}{} of {} shares free{free:#}",
+            members.len(),
+            value["free"],
+            value["partitions"]
+        );
+        let mut by_owner: BTreeMap<String, (Vec<String>, String)> = BTreeMap::new();
+        for member in members {
+            by_owner.entry(plain(&member["member"])).or_default();
+        }
+        for share in value["shares"].as_array().into_iter().flatten() {
+            let (shares, since) = by_owner.entry(plain(&share["owner"])).or_default();
+            shares.push(share["share"].to_string());
+            // RFC 3339 sorts by time.
+            *since = plain(&share["since"]).max(since.clone());
+        }
+        for (owner, (shares, since)) in by_owner {
+            let _ = match shares.len() {
+                0 => write!(text, "\n  {owner} stands by"),
+                _ => write!(text, "\n  {owner} owns {}, the last since {since}", shares.join(" ")),
+            };
+        }
+        text
+    })
+}
+
+/// Without quotes; control characters, which could steer a terminal, are shown as what they are.
+fn plain(value: &Value) -> String {
+    match value {
+        Value::String(text) if text.chars().any(char::is_control) => text.escape_debug().to_string(),
+        Value::String(text) => text.clone(),
+        Value::Null => String::new(),
+        other => other.to_string(),
+    }
+}
+
+/// Seconds as a person says them: two units at the most.
+fn span(seconds: &Value) -> String {
+    let seconds = seconds.as_f64().unwrap_or_default();
+    if seconds < 10.0 {
+        return format!("{seconds:.1}s");
+    }
+    let text = humantime::format_duration(Duration::from_secs(seconds as u64)).to_string();
+    text.split(' ').take(2).collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn spans_are_short_and_terminals_are_not_steered() {
+        assert_eq!(span(&json!(0.04)), "0.0s");
+        assert_eq!(span(&json!(93_784)), "1day 2h");
+        assert_eq!(plain(&json!("a\u{1b}[2Jb")), "a\\u{1b}[2Jb");
+    }
+
+    #[test]
+    fn a_part_that_cannot_be_had_says_why() {
+        let text = text(&json!({ "backlog": { "ok": false, "reason": "no answer within 10s" } }));
+        assert!(text.contains("no answer within 10s"), "{text}");
+    }
+}

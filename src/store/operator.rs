@@ -1,0 +1,222 @@
+//! What a person asks of an outbox: who works on it, what was given up, what is blocked. Beside [`Store`], which holds what the
+//! relay itself needs; every method is bounded as those are.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use uuid::Uuid;
+
+use super::{Store, StoreError};
+use crate::message::{OrderingKey, RowId};
+
+pub(super) mod rows;
+
+/// [`Operator::dead_reasons`] counts no further than this.
+pub const DEAD_REASONS_CAP: u32 = 100_000;
+
+/// [`Operator::waiting_keys`] looks at so many unsent rows, the lowest.
+pub const WAITING_SCAN: u32 = 100_000;
+
+/// The reason of a dead letter whose `last_error` begins with none of those the relay writes.
+pub const OTHER_REASON: &str = "other";
+
+/// A store as the operator's commands and `/status` use it.
+#[async_trait]
+pub trait Operator: Store {
+    /// Which database it is, and what time it has.
+    async fn database(&self) -> Result<Database, StoreError>;
+
+    /// The shares that are owned now, under whatever division, and the relays that are there.
+    async fn ownership(&self) -> Result<Ownership, StoreError>;
+
+    /// Dead letters by the reason their `last_error` begins with ([`OTHER_REASON`] for any other text), up to [`DEAD_REASONS_CAP`] rows.
+    async fn dead_reasons(&self) -> Result<Vec<(String, u64)>, StoreError>;
+
+    /// Up to `limit` keys that wait for a row which is not due, each with the lowest such row; of the first [`WAITING_SCAN`]
+    /// unsent rows.
+    async fn waiting_keys(&self, limit: u32) -> Result<Vec<WaitingKey>, StoreError>;
+
+    /// Up to `limit` dead letters above `after`, in `id` order.
+    async fn dead_letters(&self, filter: &DeadFilter, after: RowId, limit: u32) -> Result<Vec<DeadLetter>, StoreError>;
+
+    /// The body of a dead letter as stored; `None`: no such dead letter.
+    async fn dead_payload(&self, id: RowId) -> Result<Option<Vec<u8>>, StoreError>;
+
+    /// Makes dead letters unsent rows again, with no attempts counted and due at once. Returns how many of `ids` still were
+    /// dead letters: of two callers at once only one has each.
+    async fn replay(&self, ids: &[RowId]) -> Result<u64, StoreError>;
+
+    /// Deletes dead letters. Returns how many of `ids` still were.
+    async fn discard(&self, ids: &[RowId]) -> Result<u64, StoreError>;
+
+    /// What makes the table slow in the long run.
+    async fn upkeep(&self) -> Result<Upkeep, StoreError>;
+}
+
+/// A database server or file.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Database {
+    /// `PostgreSQL`, `MariaDB`, `MySQL` or `SQLite`.
+    pub product: &'static str,
+    /// As it names itself.
+    pub version: String,
+    /// Its clock, in seconds since 1970.
+    pub now: f64,
+}
+
+/// Who works on the outbox.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Ownership {
+    /// By number.
+    pub shares: Vec<OwnedShare>,
+    /// By name.
+    pub members: Vec<Member>,
+}
+
+/// A share that somebody owns.
+#[derive(Debug, Clone, PartialEq)]
+pub struct OwnedShare {
+    /// Its number, from 0.
+    pub share: u16,
+    /// Into how many shares the rows are divided.
+    pub partitions: u16,
+    /// The relay.
+    pub owner: String,
+    /// For how long it has been this relay's.
+    pub held: Duration,
+    /// What is left of the lease.
+    pub expires_in: Duration,
+}
+
+/// A relay that is there, with or without a share.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Member {
+    /// Host, process id and a random part.
+    pub name: String,
+    /// Into how many shares it divides the rows.
+    pub partitions: u16,
+    /// When it is taken for gone.
+    pub expires_in: Duration,
+}
+
+/// A key whose rows wait.
+#[derive(Debug, Clone, PartialEq)]
+pub struct WaitingKey {
+    /// The key.
+    pub key: OrderingKey,
+    /// The row that its later rows wait for.
+    pub row: RowId,
+    /// Refusals of that row; 0: it is a delayed row.
+    pub attempts: u32,
+    /// How long it must wait yet.
+    pub due_in: Duration,
+    /// Reason of the last refusal.
+    pub last_error: Option<String>,
+}
+
+/// Which dead letters; everything that is given must hold.
+#[derive(Debug, Clone, Default)]
+pub struct DeadFilter {
+    /// One of these; empty: any.
+    pub ids: Vec<RowId>,
+    /// What `last_error` begins with.
+    pub reason: Option<String>,
+    /// The exchange it goes to.
+    pub exchange: Option<String>,
+    /// The exchange of rows that name none.
+    pub default_exchange: String,
+    /// The ordering key.
+    pub key: Option<String>,
+    /// Given up longer ago than this.
+    pub older_than: Option<Duration>,
+    /// Given up more recently than this.
+    pub newer_than: Option<Duration>,
+}
+
+/// A row that was given up, without its body.
+#[derive(Debug, Clone, PartialEq)]
+pub struct DeadLetter {
+    /// Position in the outbox.
+    pub id: RowId,
+    /// `None`: not a UUID, see the table.
+    pub message_id: Option<Uuid>,
+    /// `None`: `RELAY_AMQP_EXCHANGE`.
+    pub exchange: Option<String>,
+    /// Routing key.
+    pub routing_key: String,
+    /// Ordering key.
+    pub ordering_key: Option<String>,
+    /// AMQP `type`.
+    pub kind: Option<String>,
+    /// AMQP `content_type`.
+    pub content_type: Option<String>,
+    /// As stored: mostly a JSON object.
+    pub headers: Option<String>,
+    /// As stored: mostly a JSON object.
+    pub properties: Option<String>,
+    /// Bytes of the body.
+    pub payload_bytes: Option<u64>,
+    /// Refusals.
+    pub attempts: u32,
+    /// Reason of the last refusal.
+    pub last_error: Option<String>,
+    /// Seconds since 1970.
+    pub created_at: f64,
+    /// Seconds since 1970.
+    pub dead_at: f64,
+}
+
+/// What makes the table slow in the long run.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Upkeep {
+    /// The index of the unsent rows.
+    pub unsent_index: Index,
+    /// The index of the dead letters, which may be the same one.
+    pub dead_index: Index,
+    /// How the table is vacuumed, where the database needs that.
+    pub vacuum: Option<Vacuum>,
+}
+
+/// An index that there should be.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Index {
+    /// It is there, or another one that does as well.
+    pub exists: bool,
+    /// The statement that makes it, without stopping the application where the database can do that.
+    pub create: String,
+}
+
+/// The state of PostgreSQL's autovacuum for the table.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Vacuum {
+    /// On for the server and the table.
+    pub enabled: bool,
+    /// Row versions that wait to be removed, by the server's statistics.
+    pub dead_rows: u64,
+    /// At how many of them a vacuum begins.
+    pub threshold: u64,
+    /// Since the last vacuum; `None`: never.
+    pub last: Option<Duration>,
+}
+
+/// An SQL expression for the reason that a `last_error` begins with.
+pub(super) fn reason_of(column: &str) -> String {
+    let whens: Vec<String> = crate::metrics::DEAD_LETTER_REASONS
+        .iter()
+        // `_` in a pattern would stand for any character.
+        .map(|reason| {
+            let pattern = reason.replace('_', "\\_");
+            format!("WHEN {column} = '{reason}' OR {column} LIKE '{pattern}:%' ESCAPE '\\' THEN '{reason}'")
+        })
+        .collect();
+    format!("CASE {} ELSE '{OTHER_REASON}' END", whens.join(" "))
+}
+
+/// A statement that counts by reason what `dead` (tables, conditions and order) gives, up to [`DEAD_REASONS_CAP`] rows. `error`
+/// is the expression for `last_error`.
+pub(super) fn count_reasons(error: &str, dead: &str) -> String {
+    format!(
+        "SELECT {}, count(*) FROM (SELECT {error} AS e FROM {dead} LIMIT {DEAD_REASONS_CAP}) AS d GROUP BY 1 ORDER BY 2 DESC, 1",
+        reason_of("d.e")
+    )
+}

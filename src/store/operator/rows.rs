@@ -1,0 +1,80 @@
+//! From rows of whatever database to what they say: each names the columns in the order of its statements.
+
+use uuid::Uuid;
+
+use super::{DeadLetter, WaitingKey};
+use crate::message::{OrderingKey, RowId};
+use crate::store::leases::OwnershipRow;
+use crate::store::values::{attempts, count, span};
+
+/// The values of a row, by the number of their column.
+pub(in crate::store) trait Cells {
+    /// Text, however it is encoded.
+    fn text(&self, index: usize) -> Result<Option<String>, sqlx::Error>;
+
+    /// An integer of any size.
+    fn integer(&self, index: usize) -> Result<Option<i64>, sqlx::Error>;
+
+    /// A double, mostly of seconds.
+    fn double(&self, index: usize) -> Result<Option<f64>, sqlx::Error>;
+
+    /// Text that is never null.
+    fn word(&self, index: usize) -> Result<String, sqlx::Error> {
+        Ok(self.text(index)?.unwrap_or_default())
+    }
+
+    /// An integer that is never null.
+    fn number(&self, index: usize) -> Result<i64, sqlx::Error> {
+        Ok(self.integer(index)?.unwrap_or_default())
+    }
+}
+
+/// A row that was given up: id, message id (which only its database can read, column 1), exchange, routing key, ordering
+/// key, type, content type, headers, properties, bytes of the body, attempts, last error, and in seconds since 1970 when
+/// it was created and given up.
+pub(in crate::store) fn dead_letter(row: &impl Cells, message_id: Option<Uuid>) -> Result<DeadLetter, sqlx::Error> {
+    Ok(DeadLetter {
+        id: RowId(row.number(0)?),
+        message_id,
+        exchange: row.text(2)?,
+        routing_key: row.word(3)?,
+        ordering_key: row.text(4)?,
+        kind: row.text(5)?,
+        content_type: row.text(6)?,
+        headers: row.text(7)?,
+        properties: row.text(8)?,
+        payload_bytes: row.integer(9)?.map(count),
+        attempts: attempts(row.number(10)?),
+        last_error: row.text(11)?,
+        created_at: row.double(12)?.unwrap_or_default(),
+        dead_at: row.double(13)?.unwrap_or_default(),
+    })
+}
+
+/// Key, id of its row, attempts, seconds to wait, last error.
+pub(in crate::store) fn waiting_key(row: &impl Cells) -> Result<WaitingKey, sqlx::Error> {
+    Ok(WaitingKey {
+        key: OrderingKey::new(&row.word(0)?),
+        row: RowId(row.number(1)?),
+        attempts: attempts(row.number(2)?),
+        due_in: span(row.double(3)?),
+        last_error: row.text(4)?,
+    })
+}
+
+/// A reason, and how often.
+pub(in crate::store) fn reason(row: &impl Cells) -> Result<(String, u64), sqlx::Error> {
+    Ok((row.word(0)?, count(row.number(1)?)))
+}
+
+/// See [`crate::store::leases::ownership`].
+pub(in crate::store) fn owner(row: &impl Cells) -> Result<OwnershipRow, sqlx::Error> {
+    Ok((
+        row.word(0)?,
+        row.number(1)?,
+        row.number(2)?,
+        row.word(3)?,
+        row.double(4)?.unwrap_or_default(),
+        row.double(5)?.unwrap_or_default(),
+    ))
+}

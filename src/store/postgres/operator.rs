@@ -1,0 +1,214 @@
+//! What a person asks of an outbox in PostgreSQL.
+//!
+//! The texts are made when they are needed: a person asks seldom.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use sqlx::postgres::PgRow;
+use sqlx::{Row as _, TypeInfo as _, ValueRef as _};
+
+use super::rows::text;
+use super::statements::{DUE, OPEN, Size};
+use super::{Postgres, decode, decode_one, lease_dialect};
+use crate::message::RowId;
+use crate::store::operator::rows::{Cells, dead_letter, owner, reason, waiting_key};
+use crate::store::operator::{
+    Database, DeadFilter, DeadLetter, Index, Operator, Ownership, Upkeep, Vacuum, WAITING_SCAN, WaitingKey,
+    count_reasons, reason_of,
+};
+use crate::store::values::{count, raw, seconds, span};
+use crate::store::{StoreError, leases};
+
+/// Dead letters. The last line says nothing new, but keeps the planner on their partial index; see [`OPEN`].
+const DEAD: &str = "o.dead_at IS NOT NULL AND o.sent_at IS NULL
+AND (o.dead_at IS NOT NULL OR to_tsvector('pg_catalog.simple'::regconfig, o.id::text) IS NULL)";
+
+/// Any index of the right rows will do, whatever its name.
+const INDEXES: &str = "\
+SELECT coalesce(bool_or(i.predicate LIKE '%sent_at IS NULL%dead_at IS NULL%'), false),
+       coalesce(bool_or(i.predicate LIKE '%dead_at IS NOT NULL%'), false)
+FROM (SELECT pg_get_expr(x.indpred, x.indrelid) AS predicate
+      FROM pg_catalog.pg_index AS x
+      JOIN pg_catalog.pg_attribute AS a ON a.attrelid = x.indrelid AND a.attnum = x.indkey[0] AND a.attname = 'id'
+      WHERE x.indrelid = to_regclass($1) AND x.indisvalid) AS i";
+
+/// The table's own settings stand in `reloptions`, the server's hold where there are none.
+const VACUUM: &str = "\
+SELECT coalesce((o.own ->> 'autovacuum_enabled')::boolean, true) AND current_setting('autovacuum')::boolean,
+       coalesce(pg_stat_get_dead_tuples(c.oid), 0)::bigint,
+       (coalesce((o.own ->> 'autovacuum_vacuum_threshold')::float8, current_setting('autovacuum_vacuum_threshold')::float8)
+        + coalesce((o.own ->> 'autovacuum_vacuum_scale_factor')::float8, current_setting('autovacuum_vacuum_scale_factor')::float8)
+        * greatest(c.reltuples, 0))::bigint,
+       date_part('epoch', now() - greatest(pg_stat_get_last_vacuum_time(c.oid), pg_stat_get_last_autovacuum_time(c.oid)))
+FROM pg_catalog.pg_class AS c,
+     LATERAL (SELECT jsonb_object_agg(option_name, option_value) AS own FROM pg_options_to_table(c.reloptions)) AS o
+WHERE c.oid = to_regclass($1)";
+
+impl Postgres {
+    async fn ask(&self, sql: String) -> Result<Vec<PgRow>, StoreError> {
+        let sql: Arc<str> = sql.into();
+        self.rows(&self.housekeeping, self.query(&sql)).await
+    }
+
+    async fn change(&self, sql: String, ids: &[RowId]) -> Result<u64, StoreError> {
+        let mut ids = raw(ids);
+        // Two writers lock rows in the same order.
+        ids.sort_unstable();
+        let sql: Arc<str> = sql.into();
+        self.execute(&self.write, self.query(&sql).bind(ids)).await
+    }
+
+    async fn payload_size(&self) -> Result<&'static str, StoreError> {
+        Ok(match self.statements().await?.size {
+            Size::OfColumn => "octet_length(o.payload)",
+            Size::OfText => "octet_length(o.payload::text)",
+        })
+    }
+}
+
+#[async_trait]
+impl Operator for Postgres {
+    async fn database(&self) -> Result<Database, StoreError> {
+        let sql = "SELECT current_setting('server_version'), date_part('epoch', clock_timestamp())".to_owned();
+        decode_one(&self.ask(sql).await?, |row| {
+            Ok(Database {
+                product: "PostgreSQL",
+                version: row.try_get(0)?,
+                now: row.try_get(1)?,
+            })
+        })
+    }
+
+    async fn ownership(&self) -> Result<Ownership, StoreError> {
+        let rows = self.ask(leases::ownership(&self.options.table, &lease_dialect())).await;
+        Ok(leases::owners(decode(&rows.map_err(leases::explain)?, owner)?))
+    }
+
+    async fn dead_reasons(&self) -> Result<Vec<(String, u64)>, StoreError> {
+        let dead = format!("{} AS o WHERE {DEAD} ORDER BY o.id", self.table);
+        decode(&self.ask(count_reasons("o.last_error", &dead)).await?, reason)
+    }
+
+    async fn waiting_keys(&self, limit: u32) -> Result<Vec<WaitingKey>, StoreError> {
+        let sql = format!(
+            "SELECT k, id, attempts, due, last_error
+             FROM (SELECT DISTINCT ON (k) k, id, attempts, due, last_error
+                   FROM (SELECT o.ordering_key AS k, o.id::bigint AS id, coalesce(o.attempts, 0)::bigint AS attempts, {DUE} AS due,
+                                o.last_error
+                         FROM {} AS o WHERE {OPEN} ORDER BY o.id LIMIT {WAITING_SCAN}) AS unsent
+                   WHERE k IS NOT NULL AND due > 0 ORDER BY k, id) AS keys
+             ORDER BY id LIMIT {limit}",
+            self.table
+        );
+        decode(&self.ask(sql).await?, waiting_key)
+    }
+
+    async fn dead_letters(&self, filter: &DeadFilter, after: RowId, limit: u32) -> Result<Vec<DeadLetter>, StoreError> {
+        let octets = self.payload_size().await?;
+        let age = "date_part('epoch', clock_timestamp()) - date_part('epoch', o.dead_at)";
+        let sql: Arc<str> = format!(
+            "SELECT o.id::bigint, o.message_id, o.exchange, o.routing_key, o.ordering_key, o.type, o.content_type, o.headers::text,
+                    o.properties::text, {octets}::bigint, coalesce(o.attempts, 0)::bigint, o.last_error,
+                    date_part('epoch', o.created_at), date_part('epoch', o.dead_at)
+             FROM {} AS o
+             WHERE {DEAD} AND o.id > $1 AND ($2::bigint[] = '{{}}' OR o.id = ANY($2))
+               AND ($3::text IS NULL OR {} = $3)
+               AND ($4::text IS NULL OR coalesce(o.exchange, $5) = $4)
+               AND ($6::text IS NULL OR o.ordering_key = $6)
+               AND ($7::float8 IS NULL OR {age} > $7) AND ($8::float8 IS NULL OR {age} < $8)
+             ORDER BY o.id LIMIT $9",
+            self.table,
+            reason_of("o.last_error")
+        )
+        .into();
+        let query = self
+            .query(&sql)
+            .bind(after.0)
+            .bind(raw(&filter.ids))
+            .bind(filter.reason.as_deref())
+            .bind(filter.exchange.as_deref())
+            .bind(filter.default_exchange.as_str())
+            .bind(filter.key.as_deref())
+            .bind(filter.older_than.map(seconds))
+            .bind(filter.newer_than.map(seconds))
+            .bind(i64::from(limit));
+        decode(&self.rows(&self.housekeeping, query).await?, |row| {
+            dead_letter(row, row.try_get(1)?)
+        })
+    }
+
+    async fn dead_payload(&self, id: RowId) -> Result<Option<Vec<u8>>, StoreError> {
+        let body = match self.statements().await?.size {
+            Size::OfText => "convert_to(o.payload::text, 'UTF8')",
+            Size::OfColumn => "o.payload",
+        };
+        let sql: Arc<str> = format!("SELECT {body} FROM {} AS o WHERE {DEAD} AND o.id = $1", self.table).into();
+        let rows = self.rows(&self.housekeeping, self.query(&sql).bind(id.0)).await?;
+        let bodies = decode(&rows, |row| {
+            let value = row.try_get_raw(0)?;
+            Ok(value.as_bytes().map(<[u8]>::to_vec).unwrap_or_default())
+        })?;
+        Ok(bodies.into_iter().next())
+    }
+
+    async fn replay(&self, ids: &[RowId]) -> Result<u64, StoreError> {
+        let sql = format!(
+            "UPDATE {} AS o SET dead_at = NULL, attempts = 0, next_attempt_at = NULL WHERE o.id = ANY($1) AND {DEAD}",
+            self.table
+        );
+        self.change(sql, ids).await
+    }
+
+    async fn discard(&self, ids: &[RowId]) -> Result<u64, StoreError> {
+        self.change(
+            format!("DELETE FROM {} AS o WHERE o.id = ANY($1) AND {DEAD}", self.table),
+            ids,
+        )
+        .await
+    }
+
+    async fn upkeep(&self) -> Result<Upkeep, StoreError> {
+        let ask = async |sql: &'static str| {
+            let sql: Arc<str> = sql.into();
+            self.rows(&self.housekeeping, self.query(&sql).bind(self.table.as_str()))
+                .await
+        };
+        let indexes = ask(INDEXES).await?;
+        let (unsent, dead) = decode_one(&indexes, |row| Ok((row.try_get(0)?, row.try_get(1)?)))?;
+        let index = |exists: bool, of: &str| Index {
+            exists,
+            create: format!("CREATE INDEX CONCURRENTLY ON {} (id) WHERE {of}", self.table),
+        };
+        let vacuum = decode(&ask(VACUUM).await?, |row| {
+            Ok(Vacuum {
+                enabled: row.try_get(0)?,
+                dead_rows: count(row.try_get(1)?),
+                threshold: count(row.try_get(2)?),
+                last: row.try_get::<Option<f64>, _>(3)?.map(|age| span(Some(age))),
+            })
+        })?;
+        Ok(Upkeep {
+            unsent_index: index(unsent, "sent_at IS NULL AND dead_at IS NULL"),
+            dead_index: index(dead, "dead_at IS NOT NULL"),
+            vacuum: vacuum.into_iter().next(),
+        })
+    }
+}
+
+impl Cells for PgRow {
+    fn text(&self, index: usize) -> Result<Option<String>, sqlx::Error> {
+        text(self, index)
+    }
+
+    fn integer(&self, index: usize) -> Result<Option<i64>, sqlx::Error> {
+        match self.try_get_raw(index)?.type_info().name() {
+            "INT4" => Ok(self.try_get::<Option<i32>, _>(index)?.map(i64::from)),
+            _ => self.try_get(index),
+        }
+    }
+
+    fn double(&self, index: usize) -> Result<Option<f64>, sqlx::Error> {
+        self.try_get(index)
+    }
+}

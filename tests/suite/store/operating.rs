@@ -1,0 +1,276 @@
+//! What a person asks of a store.
+
+use std::time::Duration;
+
+use outbox_relay::message::RowId;
+use outbox_relay::store::operator::{DeadFilter, Operator};
+use outbox_relay::store::{LeaseAsk, NextStep};
+
+use crate::store::harness::{Harness, failure, head_ids, nobody};
+
+const HOUR: Duration = Duration::from_secs(3_600);
+const FIRST: RowId = RowId(i64::MIN);
+
+async fn listed(operator: &dyn Operator, filter: DeadFilter) -> Vec<i64> {
+    let letters = operator.dead_letters(&filter, FIRST, 100).await.expect("a list");
+    letters.iter().map(|letter| letter.id.0).collect()
+}
+
+fn ids(ids: &[i64]) -> Vec<RowId> {
+    ids.iter().copied().map(RowId).collect()
+}
+
+/// Six rows with the keys a, b, a, b, none, c, of which 2 to 6 are dead letters with these errors.
+async fn with_dead_letters(db: &impl Harness) -> std::sync::Arc<dyn Operator> {
+    db.migrated().await;
+    let operator = db.operator();
+    db.insert(&["a", "b", "a", "b", "", "c"]).await;
+    let errors = [
+        "unroutable: no queue is bound",
+        "no_exchange",
+        "noXexchange: not one of ours",
+        "invalid: headers",
+        "unroutable",
+    ];
+    let failures: Vec<_> = (2..=6)
+        .zip(errors)
+        .map(|(id, error)| {
+            let mut failure = failure(id, 10, NextStep::Dead);
+            failure.error = error.to_owned();
+            failure
+        })
+        .collect();
+    operator.record_failures(&failures, &nobody()).await.expect("written");
+    operator
+}
+
+pub(crate) async fn dead_letters_are_listed_by_filter(db: &impl Harness) {
+    let operator = with_dead_letters(db).await;
+    db.execute("UPDATE outbox SET exchange = 'other' WHERE id = 3").await;
+    let old = db.in_seconds(-7_200);
+    db.execute(&format!("UPDATE outbox SET dead_at = {old} WHERE id = 4"))
+        .await;
+    let all = DeadFilter::default;
+    let some = |text: &str| Some(text.to_owned());
+    let default_exchange = "events".to_owned();
+    for (filter, expected) in [
+        (all(), vec![2, 3, 4, 5, 6]),
+        (
+            DeadFilter {
+                ids: ids(&[1, 6, 3, 99]),
+                ..all()
+            },
+            vec![3, 6],
+        ),
+        (
+            DeadFilter {
+                reason: some("unroutable"),
+                ..all()
+            },
+            vec![2, 6],
+        ),
+        (
+            DeadFilter {
+                reason: some("no_exchange"),
+                ..all()
+            },
+            vec![3],
+        ),
+        (
+            DeadFilter {
+                reason: some("other"),
+                ..all()
+            },
+            vec![4],
+        ),
+        (
+            DeadFilter {
+                exchange: some("other"),
+                ..all()
+            },
+            vec![3],
+        ),
+        (
+            DeadFilter {
+                exchange: some("events"),
+                default_exchange,
+                ..all()
+            },
+            vec![2, 4, 5, 6],
+        ),
+        (
+            DeadFilter {
+                key: some("b"),
+                ..all()
+            },
+            vec![2, 4],
+        ),
+        (
+            DeadFilter {
+                older_than: Some(HOUR),
+                ..all()
+            },
+            vec![4],
+        ),
+        (
+            DeadFilter {
+                newer_than: Some(HOUR),
+                key: some("b"),
+                ..all()
+            },
+            vec![2],
+        ),
+    ] {
+        let shown = format!("{filter:?}");
+        assert_eq!(listed(&*operator, filter).await, expected, "{shown}");
+    }
+    let page = operator.dead_letters(&all(), RowId(3), 2).await.expect("a page");
+    assert_eq!(page.iter().map(|letter| letter.id.0).collect::<Vec<_>>(), [4, 5]);
+    let letter = &page[1];
+    assert_eq!(
+        (letter.routing_key.as_str(), letter.ordering_key.as_deref()),
+        ("r", None)
+    );
+    assert_eq!((letter.attempts, letter.payload_bytes), (10, Some(2)));
+    assert_eq!(letter.last_error.as_deref(), Some("invalid: headers"));
+    assert!(letter.message_id.is_some() && letter.dead_at >= letter.created_at && letter.created_at > 1.0e9);
+    assert_eq!(
+        operator.dead_payload(RowId(5)).await.expect("a body").as_deref(),
+        Some(&b"{}"[..])
+    );
+    assert_eq!(
+        operator.dead_payload(RowId(1)).await.expect("an answer"),
+        None,
+        "not dead"
+    );
+    let reasons = operator.dead_reasons().await.expect("reasons");
+    let count = |reason: &str| {
+        reasons
+            .iter()
+            .find(|(name, _)| name == reason)
+            .map_or(0, |(_, count)| *count)
+    };
+    assert_eq!(
+        (
+            count("unroutable"),
+            count("no_exchange"),
+            count("invalid"),
+            count("refused"),
+            count("other")
+        ),
+        (2, 1, 1, 0, 1)
+    );
+}
+
+pub(crate) async fn dead_letters_are_replayed_and_discarded_once(db: &impl Harness) {
+    let operator = with_dead_letters(db).await;
+    assert_eq!(
+        operator.replay(&ids(&[1, 3, 2, 99])).await.expect("replayed"),
+        2,
+        "1 is unsent, 99 is not there"
+    );
+    let fresh = "SELECT count(*) FROM outbox WHERE attempts = 0 AND next_attempt_at IS NULL AND dead_at IS NULL";
+    assert_eq!(db.number(fresh).await, 3);
+    let store = db.store();
+    assert_eq!(head_ids(&store).await, [1, 2, 3]);
+    assert_eq!(
+        operator.replay(&ids(&[2, 3])).await.expect("replayed"),
+        0,
+        "the second operator"
+    );
+    assert_eq!(
+        operator.discard(&ids(&[1, 2, 4])).await.expect("discarded"),
+        1,
+        "only what is dead"
+    );
+    assert_eq!(operator.discard(&ids(&[4])).await.expect("discarded"), 0);
+    assert_eq!(listed(&*operator, DeadFilter::default()).await, [5, 6]);
+    // Another instance, as another process would be, and both at once.
+    let other = db.operator();
+    let both = ids(&[5, 6]);
+    let (one, two) = tokio::join!(operator.replay(&both), other.replay(&both));
+    assert_eq!(
+        one.expect("replayed") + two.expect("replayed"),
+        2,
+        "each counts what it changed"
+    );
+}
+
+pub(crate) async fn waiting_keys_name_the_row_they_wait_for(db: &impl Harness) {
+    db.migrated().await;
+    let operator = db.operator();
+    db.insert(&["due", "late", "late", "refused", "refused", ""]).await;
+    let later = db.in_seconds(500);
+    db.execute(&format!(
+        "UPDATE outbox SET available_at = {later} WHERE id IN (3, 2, 6)"
+    ))
+    .await;
+    let refusals = [failure(5, 3, NextStep::RetryIn(HOUR))];
+    operator.record_failures(&refusals, &nobody()).await.expect("written");
+    let keys = operator.waiting_keys(10).await.expect("keys");
+    let found: Vec<_> = keys
+        .iter()
+        .map(|key| (key.key.as_str(), key.row.0, key.attempts))
+        .collect();
+    assert_eq!(found, [("late", 2, 0), ("refused", 5, 3)]);
+    assert!(keys[1].due_in > HOUR / 2 && keys[1].last_error.is_some());
+    assert_eq!(operator.waiting_keys(1).await.expect("keys").len(), 1);
+}
+
+pub(crate) async fn owners_are_told_with_their_time(db: &impl Harness) {
+    db.migrated().await;
+    let operator = db.operator();
+    assert_eq!(operator.ownership().await.expect("owners").shares.len(), 0);
+    let ask = |member: &str| LeaseAsk {
+        member: member.to_owned(),
+        partitions: 4,
+        ttl: HOUR,
+        give: Vec::new(),
+        leaving: false,
+    };
+    operator.lease(&ask("one")).await.expect("leases");
+    operator.lease(&ask("two")).await.expect("leases");
+    let ownership = operator.ownership().await.expect("owners");
+    let shares: Vec<_> = ownership
+        .shares
+        .iter()
+        .map(|share| (share.share, share.partitions, share.owner.as_str()))
+        .collect();
+    assert_eq!(shares, [(0, 4, "one"), (1, 4, "one"), (2, 4, "one"), (3, 4, "one")]);
+    let members: Vec<_> = ownership.members.iter().map(|member| member.name.as_str()).collect();
+    assert_eq!(members, ["one", "two"]);
+    let share = &ownership.shares[0];
+    assert!(
+        share.held < Duration::from_secs(60) && share.expires_in > HOUR / 2,
+        "{share:?}"
+    );
+    let database = operator.database().await.expect("a database");
+    assert!(!database.version.is_empty() && database.now > 1.0e9, "{database:?}");
+}
+
+pub(crate) async fn upkeep_misses_an_index_that_is_gone(db: &impl Harness) {
+    db.migrated().await;
+    let operator = db.operator();
+    let looked = async || {
+        let upkeep = operator.upkeep().await.expect("an answer");
+        (upkeep.unsent_index.exists, upkeep.dead_index.exists)
+    };
+    assert_eq!(looked().await, (true, true));
+    if let Some(dead_index) = db.dead_index() {
+        db.drop_index(dead_index).await;
+        assert_eq!(looked().await, (true, false));
+    }
+    db.drop_index("outbox_relay_unsent").await;
+    assert_eq!(looked().await, (false, false));
+    // Without them everything is still answered.
+    operator.inspect().await.expect("a table");
+    operator.waiting_keys(1).await.expect("keys");
+    assert!(listed(&*operator, DeadFilter::default()).await.is_empty());
+    // What is advised helps.
+    let upkeep = operator.upkeep().await.expect("an answer");
+    db.execute(&upkeep.unsent_index.create).await;
+    if db.dead_index().is_some() {
+        db.execute(&upkeep.dead_index.create).await;
+    }
+    assert_eq!(looked().await, (true, true));
+}
