@@ -4,20 +4,25 @@ use std::path::Path;
 use std::str::FromStr;
 use std::time::Duration;
 
+use backon::{ConstantBuilder, Retryable};
 use sqlx::ConnectOptions;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqliteSynchronous};
 
-use super::error::classify;
+use super::error::{classify, is_locked};
 use crate::config::Secret;
 use crate::store::StoreError;
 
 /// How long a writer waits for another one, at most.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// The pause before a locked file is opened again; up to twice as long with its jitter.
+const REOPEN_PAUSE: Duration = Duration::from_millis(20);
+
 /// Opens connections.
 #[derive(Debug)]
 pub(super) struct Connector {
     options: SqliteConnectOptions,
+    busy_timeout: Duration,
 }
 
 impl Connector {
@@ -28,16 +33,17 @@ impl Connector {
                 "an in-memory database cannot be shared with the application".to_owned(),
             ));
         }
+        // Below the bound of the call: "locked" is a better answer than none, and keeps the connection.
+        let busy_timeout = BUSY_TIMEOUT.min(timeout.mul_f64(0.8));
         let options = SqliteConnectOptions::from_str(url.expose())
             .map_err(|error| classify(&error).error)?
             // Readers and a writer at the same time. Held in the file, so that the application's connections use it too.
             .journal_mode(SqliteJournalMode::Wal)
             // A power cut may lose the last marks (rows are sent again), never the integrity of the file.
             .synchronous(SqliteSynchronous::Normal)
-            // Below the bound of the call: "locked" is a better answer than none, and keeps the connection.
-            .busy_timeout(BUSY_TIMEOUT.min(timeout.mul_f64(0.8)))
+            .busy_timeout(busy_timeout)
             .disable_statement_logging();
-        Ok(Self { options })
+        Ok(Self { options, busy_timeout })
     }
 
     /// A connection to a file that exists. `mode=rwc` in the URL has no effect: an empty file that takes the place of
@@ -60,6 +66,14 @@ impl Connector {
 
     async fn open(&self, create: bool) -> Result<SqliteConnection, StoreError> {
         let options = self.options.clone().create_if_missing(create);
-        options.connect().await.map_err(|error| classify(&error).error)
+        // SQLite does not wait when the journal is switched to WAL, as it is in a new file: "locked" at once, whatever
+        // the busy timeout, where another process does the same.
+        let attempts = self.busy_timeout.as_millis() / REOPEN_PAUSE.as_millis();
+        let pauses = ConstantBuilder::new()
+            .with_delay(REOPEN_PAUSE)
+            .with_jitter()
+            .with_max_times(usize::try_from(attempts).unwrap_or(usize::MAX));
+        let connection = (|| options.connect()).retry(pauses).when(is_locked).await;
+        connection.map_err(|error| classify(&error).error)
     }
 }

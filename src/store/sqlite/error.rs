@@ -1,15 +1,14 @@
 //! From SQLite's result codes to what the caller does about them.
 
+use sqlx::error::DatabaseError;
+
 use crate::store::StoreError;
 use crate::store::slot::Verdict;
 
 /// Sorts an error. The codes: <https://www.sqlite.org/rescode.html>.
 pub(super) fn classify(error: &sqlx::Error) -> Verdict {
     let (error, keep_connection) = match error {
-        sqlx::Error::Database(error) => {
-            let code = error.code().and_then(|code| code.parse().ok()).unwrap_or(1);
-            by_code(code, error.message())
-        }
+        sqlx::Error::Database(error) => by_code(code_of(error.as_ref()), error.message()),
         sqlx::Error::Io(error) => (StoreError::Unavailable(error.to_string()), false),
         sqlx::Error::WorkerCrashed => (
             StoreError::Unavailable("the connection's thread ended".to_owned()),
@@ -25,12 +24,25 @@ pub(super) fn classify(error: &sqlx::Error) -> Verdict {
     Verdict { error, keep_connection }
 }
 
+/// Whether another connection holds the file or a table of it.
+pub(super) fn is_locked(error: &sqlx::Error) -> bool {
+    matches!(error, sqlx::Error::Database(error) if is_lock(code_of(error.as_ref())))
+}
+
+/// `SQLITE_BUSY` or `SQLITE_LOCKED`; extended codes hold the primary one in their low byte.
+fn is_lock(code: i32) -> bool {
+    matches!(code & 0xff, 5 | 6)
+}
+
+fn code_of(error: &dyn DatabaseError) -> i32 {
+    error.code().and_then(|code| code.parse().ok()).unwrap_or(1)
+}
+
 fn by_code(code: i32, message: &str) -> (StoreError, bool) {
     const BUSY_SNAPSHOT: i32 = 517;
-    // Extended codes hold the primary one in their low byte.
     match (code, code & 0xff) {
         (BUSY_SNAPSHOT, _) => (StoreError::Conflict(message.to_owned()), true),
-        (_, 5 | 6) => (
+        _ if is_lock(code) => (
             StoreError::Unavailable(format!("{message}: another writer holds it")),
             true,
         ),

@@ -86,7 +86,7 @@ pub(crate) async fn strange_names_work(db: &impl Harness) {
 
 pub(crate) async fn migrations_run_once(db: &impl Harness) {
     let (url, options) = (db.url(), options("outbox", OnSent::Mark));
-    let all = (0..4).map(|_| {
+    let all = (0..8).map(|_| {
         let (url, options) = (url.clone(), options.clone());
         tokio::spawn(async move { store::migrate(&url, options).await })
     });
