@@ -156,5 +156,6 @@ fn store_options(config: &Config) -> StoreOptions {
         table: config.outbox.table.clone(),
         on_sent: config.outbox.on_sent,
         timeout: config.database_timeout,
+        mapping: config.outbox.mapping.clone(),
     }
 }

@@ -12,6 +12,7 @@
 use std::{collections::HashMap, ffi::OsString, net::SocketAddr, time::Duration};
 
 mod findings;
+mod mapping;
 mod parse;
 mod read;
 mod secret;
@@ -22,6 +23,7 @@ mod tests;
 mod variables;
 
 pub use findings::{ConfigErrors, Problem};
+pub use mapping::{ColumnName, Field, HEADER_COLUMNS, Mapping, Origin, Piece};
 pub use secret::{Secret, redacted_url};
 pub use table_name::{TableName, TableNameError};
 pub use variables::{VARIABLES, Variable, help_text, markdown_table};
@@ -79,6 +81,8 @@ pub struct Outbox {
     pub on_sent: OnSent,
     /// Sent rows older than this are purged; `None` keeps them.
     pub retention: Option<Duration>,
+    /// Which columns hold what.
+    pub mapping: Mapping,
 }
 
 /// What is done to a row once its message is confirmed.

@@ -39,13 +39,44 @@ impl OrderingKey {
     }
 }
 
+/// AMQP `message_id`: the same on every copy of a message.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct MessageId(Arc<str>);
+
+impl MessageId {
+    /// The id with this text; a UUID in any spelling is written as 36 lower-case characters.
+    pub fn new(text: &str) -> Self {
+        match Uuid::try_parse(text) {
+            Ok(uuid) => uuid.into(),
+            Err(_) => Self(text.into()),
+        }
+    }
+
+    /// The id's text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl From<Uuid> for MessageId {
+    fn from(uuid: Uuid) -> Self {
+        Self((&*uuid.as_hyphenated().encode_lower(&mut Uuid::encode_buffer())).into())
+    }
+}
+
+impl fmt::Display for MessageId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
 /// One row of the outbox table as a store reads it. Times are the database's, never this machine's.
 #[derive(Debug, Clone)]
 pub struct OutboxRow {
     /// Position in the outbox.
     pub id: RowId,
     /// The same on every copy of the message.
-    pub message_id: Uuid,
+    pub message_id: MessageId,
     /// `None`: the configured default exchange.
     pub exchange: Option<String>,
     /// The AMQP routing key.
@@ -62,7 +93,7 @@ pub struct OutboxRow {
     pub properties: String,
     /// The body, or why it was left in the table.
     pub payload: Payload,
-    /// Seconds since 1970 (UTC) when the row was created.
+    /// Seconds since 1970 (UTC) when the row was created; 0: not known.
     pub created_at: i64,
     /// How old the row was when it was read; zero for a row "from the future".
     pub age: Duration,
@@ -99,8 +130,8 @@ impl Payload {
 pub struct Message {
     /// The row it is made of.
     pub row: RowId,
-    /// AMQP `message_id`.
-    pub message_id: Uuid,
+    /// AMQP `message_id`, at most 255 bytes.
+    pub message_id: MessageId,
     /// The exchange; empty for the broker's default exchange.
     pub exchange: String,
     /// The routing key.
@@ -109,7 +140,7 @@ pub struct Message {
     pub kind: Option<String>,
     /// AMQP `content_type`.
     pub content_type: String,
-    /// AMQP `timestamp`, seconds since 1970 (UTC).
+    /// AMQP `timestamp`, seconds since 1970 (UTC); 0: not known, and left out.
     pub timestamp: i64,
     /// AMQP headers.
     pub headers: Map<String, Value>,
@@ -170,6 +201,7 @@ impl Message {
     /// that are not what AMQP can carry, a body above the limit or not loaded.
     pub fn from_row(row: OutboxRow, rules: &MessageRules) -> Result<Self, Invalid> {
         let exchange = row.exchange.unwrap_or_else(|| rules.default_exchange.clone());
+        short("message_id", row.message_id.as_str())?;
         short("exchange", &exchange)?;
         short("routing_key", &row.routing_key)?;
         short("content_type", &row.content_type)?;

@@ -162,6 +162,9 @@ pub async fn run(parts: Parts, stop: watch::Receiver<Stop>) -> Ended {
     let mut keeping = tokio::spawn(keeper.run(give_queue));
     tasks.spawn(housekeeping::sample_backlog(store.clone(), metrics.clone()));
     tasks.spawn(housekeeping::summarise(metrics.clone()));
+    if !config.outbox.mapping.is_default() {
+        tasks.spawn(housekeeping::tidy(store.clone()));
+    }
     if let Some(retention) = config.outbox.retention {
         tasks.spawn(housekeeping::purge(store.clone(), metrics.clone(), retention));
     }

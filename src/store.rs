@@ -6,17 +6,20 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 use crate::broker::Confirmed;
-use crate::config::{OnSent, Secret, TableName};
+use crate::config::{Mapping, OnSent, Secret, TableName};
 use crate::message::{OrderingKey, OutboxRow, RowId};
 
 mod columns;
+mod layout;
 mod leases;
 mod migrate;
 pub mod mysql;
 pub mod operator;
+mod pace;
 pub mod postgres;
 mod purge;
 mod slot;
+mod source;
 pub mod sqlite;
 mod url;
 mod values;
@@ -40,6 +43,8 @@ pub struct StoreOptions {
     pub on_sent: OnSent,
     /// The bound of one call, connecting included.
     pub timeout: Duration,
+    /// Which columns hold what, where the table is not one that `migrate` makes.
+    pub mapping: Mapping,
 }
 
 /// The store that `url`'s scheme names. Nothing is connected yet.
@@ -78,11 +83,11 @@ pub async fn migrate(url: &Secret, options: StoreOptions) -> Result<Vec<Applied>
 ///
 /// # Errors
 /// [`StoreError::Failed`] as for [`open`]; the URL is not connected to.
-pub fn migration_sql(url: &Secret, table: &TableName) -> Result<String, StoreError> {
+pub fn migration_sql(url: &Secret, options: &StoreOptions) -> Result<String, StoreError> {
     Ok(match Kind::of(url)? {
-        Kind::Postgres => postgres::migration_sql(table),
-        Kind::MySql => mysql::migration_sql(table),
-        Kind::Sqlite => sqlite::migration_sql(table),
+        Kind::Postgres => postgres::migration_sql(options),
+        Kind::MySql => mysql::migration_sql(options),
+        Kind::Sqlite => sqlite::migration_sql(options),
     })
 }
 
@@ -176,6 +181,9 @@ pub trait Store: Send + Sync {
 
     /// The keys that have a dead letter, each with the lowest such row: what `RELAY_ON_DEAD_LETTER=block` blocks.
     async fn dead_keys(&self, limit: u32) -> Result<Vec<(OrderingKey, RowId)>, StoreError>;
+
+    /// Removes what the relay's own tables hold of rows that the application took away; bounded.
+    async fn tidy(&self) -> Result<(), StoreError>;
 
     /// Deletes up to `limit` rows that were sent longer than `older_than` ago. Returns how many.
     async fn purge(&self, older_than: Duration, limit: u32) -> Result<u64, StoreError>;

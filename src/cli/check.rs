@@ -90,6 +90,9 @@ async fn database(config: &Config) -> Vec<Line> {
         line("leases", leases(&store, config).await),
     ];
     if lines.iter().all(|line| line.result.is_ok()) {
+        if let Ok(Some(columns)) = operator.columns().await {
+            lines.push(line("columns", Ok(columns)));
+        }
         lines.extend(clock(&*operator).await);
         lines.extend(upkeep(&*operator, config).await);
     }

@@ -12,10 +12,10 @@ pub(super) async fn migrate(config: Config, print: bool, with_wakeup: bool) -> a
             true => format!("\n{}", store::wakeup_sql(url, &options.table)?),
             false => String::new(),
         };
-        print!("{}{wakeup}", store::migration_sql(url, &options.table)?);
+        print!("{}{wakeup}", store::migration_sql(url, &options)?);
         return Ok(ExitCode::SUCCESS);
     }
-    let table = options.table.clone();
+    let (table, mapped) = (options.table.clone(), !options.mapping.is_default());
     let applied = store::migrate(url, options.clone()).await?;
     for migration in &applied {
         println!("applied migration {}: {}", migration.version, migration.name);
@@ -24,6 +24,11 @@ pub(super) async fn migrate(config: Config, print: bool, with_wakeup: bool) -> a
         store::migrate_wakeup(url, options).await?;
         println!("a trigger wakes relays when rows are inserted");
     }
-    println!("{table} is up to date");
+    match mapped {
+        false => println!("{table} is up to date"),
+        true => println!(
+            "the relay's own tables beside {table} are up to date; {table} itself is the application's, and is left as it is"
+        ),
+    }
     Ok(ExitCode::SUCCESS)
 }

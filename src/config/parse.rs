@@ -62,6 +62,19 @@ impl<'a> Reader<'a> {
         })
     }
 
+    /// The value that `parse` makes of the trimmed text; `None` where it is not set, or has a problem.
+    pub(super) fn optional<T>(&mut self, name: &str, parse: impl FnOnce(&str) -> Result<T, String>) -> Option<T> {
+        self.text(name)?;
+        self.parsed(name, None, |text| parse(text).map(Some))
+    }
+
+    /// A problem that shows in several variables together; only the first of a variable is noted.
+    pub(super) fn problem(&mut self, name: &str, message: String) {
+        if !self.findings.failed(name) {
+            self.findings.problem(name, message);
+        }
+    }
+
     fn missing(&mut self, name: &str) {
         // The value may well stand in a configuration file that could not be read.
         if self.findings.failed(variables::CONFIG_FILE) {

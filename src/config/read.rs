@@ -6,7 +6,7 @@ use std::{
 };
 
 use super::{
-    Config, LogFormat, OnDeadLetter, OnSent, Ordering, Outbox, Poll, Publish, Retry, Shutdown, TableName,
+    Config, LogFormat, Mapping, OnDeadLetter, OnSent, Ordering, Outbox, Poll, Publish, Retry, Shutdown, TableName,
     TableNameError,
     findings::shown,
     parse::{self, Reader},
@@ -59,14 +59,16 @@ impl Outbox {
                 .map(Some)
                 .map_err(|message| format!("{message}; `off` keeps sent rows")),
         };
+        let on_sent = from.choice(
+            "RELAY_OUTBOX_ON_SENT",
+            OnSent::Mark,
+            &[("mark", OnSent::Mark), ("delete", OnSent::Delete)],
+        );
         Self {
             table: from.parsed("RELAY_OUTBOX_TABLE", placeholder, parse_table),
-            on_sent: from.choice(
-                "RELAY_OUTBOX_ON_SENT",
-                OnSent::Mark,
-                &[("mark", OnSent::Mark), ("delete", OnSent::Delete)],
-            ),
+            on_sent,
             retention: from.parsed("RELAY_OUTBOX_RETENTION", None, parse_retention),
+            mapping: Mapping::read(from, on_sent),
         }
     }
 }

@@ -8,7 +8,8 @@ use config::{Config as Layered, ConfigError, Environment, File, FileFormat, Sour
 
 use super::{
     findings::Findings,
-    variables::{self, CONFIG_FILE, PREFIX, VARIABLES, Variable},
+    mapping,
+    variables::{self, CONFIG_FILE, PREFIX, PRESET, VARIABLES, Variable},
 };
 
 /// Texts by variable name, or by file key once resolved.
@@ -27,7 +28,8 @@ pub(super) fn layered(environment: &Texts, findings: &mut Findings) -> Layered {
         let file = config_file(path, findings);
         resolve(&file, Some(path), &above, findings)
     });
-    [defaults, beneath, above]
+    let preset = preset(&beneath, &above, findings);
+    [defaults, preset, beneath, above]
         .into_iter()
         .fold(Layered::builder(), |layers, texts| layers.add_source(layer(texts)))
         .build()
@@ -36,6 +38,29 @@ pub(super) fn layered(environment: &Texts, findings: &mut Findings) -> Layered {
             findings.problem(CONFIG_FILE, "the configuration cannot be put together");
             Layered::default()
         })
+}
+
+/// What `RELAY_PRESET` sets, but for what is set by hand in another way.
+fn preset(beneath: &Texts, above: &Texts, findings: &mut Findings) -> Texts {
+    let given = |variable: &str| {
+        let key = variables::find(variable).map(Variable::key).unwrap_or_default();
+        above.get(&key).or_else(|| beneath.get(&key))
+    };
+    let Some(name) = given(PRESET) else {
+        return Texts::new();
+    };
+    match mapping::preset(name.trim()) {
+        Ok(preset) => preset
+            .variables
+            .iter()
+            .filter(|(variable, _)| mapping::counterpart(variable).and_then(given).is_none())
+            .filter_map(|(variable, text)| Some((variables::find(variable)?.key(), (*text).to_owned())))
+            .collect(),
+        Err(message) => {
+            findings.problem_of_value(PRESET, &message);
+            Texts::new()
+        }
+    }
 }
 
 /// `Environment` is the crate's source of plain texts; `try_parsing` stays off.

@@ -91,6 +91,14 @@ impl FromStr for TableName {
     }
 }
 
+/// The raw name of a text that has one part only, as a column's name.
+pub(super) fn only_part(text: &str) -> Result<String, TableNameError> {
+    match part(text)? {
+        (name, None) => Ok(name),
+        _ => Err(TableNameError::TooManyParts),
+    }
+}
+
 /// The first part's raw name, and what follows the dot behind it.
 fn part(text: &str) -> Result<(String, Option<&str>), TableNameError> {
     let (name, rest) = match text.strip_prefix('"') {

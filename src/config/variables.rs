@@ -8,6 +8,9 @@ pub(super) const PREFIX: &str = "RELAY_";
 /// The variable that names the TOML file beneath the environment.
 pub(super) const CONFIG_FILE: &str = "RELAY_CONFIG_FILE";
 
+/// The variable that sets others, for tables that are well known.
+pub(super) const PRESET: &str = "RELAY_PRESET";
+
 /// One variable of the environment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Variable {
@@ -110,6 +113,61 @@ pub const VARIABLES: &[Variable] = &[
         "7d",
         "sent rows older than this are purged in small batches, 1s to 3650d; `off` keeps them",
     ),
+    without_default(
+        PRESET,
+        "columns of a well-known table: `debezium` (id, aggregatetype, aggregateid, type, payload) or `watermill`; what is set by hand goes before it",
+    ),
+    without_default(
+        "RELAY_COLUMN_ID",
+        "column that gives the order, `id` by default; without a whole number in it the relay numbers the rows itself",
+    ),
+    without_default(
+        "RELAY_COLUMN_MESSAGE_ID",
+        "column of the AMQP `message_id`: uuid, text or number; for this and the next ones `-` says that there is none",
+    ),
+    without_default("RELAY_COLUMN_EXCHANGE", "column of the exchange"),
+    without_default("RELAY_COLUMN_ROUTING_KEY", "column of the routing key"),
+    without_default("RELAY_COLUMN_ORDERING_KEY", "column of the ordering key"),
+    without_default("RELAY_COLUMN_TYPE", "column of the AMQP `type`"),
+    without_default(
+        "RELAY_COLUMN_CONTENT_TYPE",
+        "column of the AMQP `content_type`; without one it is `application/json`",
+    ),
+    without_default(
+        "RELAY_COLUMN_HEADERS_JSON",
+        "column with a JSON object of headers, `headers` by default",
+    ),
+    without_default("RELAY_COLUMN_PROPERTIES", "column with a JSON object of properties"),
+    without_default("RELAY_COLUMN_PAYLOAD", "column of the body"),
+    without_default("RELAY_COLUMN_CREATED_AT", "column of the AMQP `timestamp`, a time"),
+    without_default(
+        "RELAY_COLUMN_AVAILABLE_AT",
+        "column of the time before which a row is not published",
+    ),
+    without_default(
+        "RELAY_COLUMN_ATTEMPTS",
+        "column the relay counts refusals in; with one of the next three missing, all four are in a table of its own",
+    ),
+    without_default("RELAY_COLUMN_NEXT_ATTEMPT_AT", "column of the time of the next try"),
+    without_default("RELAY_COLUMN_LAST_ERROR", "column of the last refusal's reason"),
+    without_default("RELAY_COLUMN_DEAD_AT", "column of the time a row was given up"),
+    without_default(
+        "RELAY_COLUMN_SENT_AT",
+        "column the relay marks sent rows in, a time or a boolean",
+    ),
+    without_default(
+        "RELAY_COLUMN_HEADERS",
+        "more columns as headers: `tenant_id,trace_id:traceparent` (column, or column:header)",
+    ),
+    without_default(
+        "RELAY_ROUTING_KEY",
+        "routing key in place of a column: text and columns in braces, `{aggregatetype}.{type}`; `{{` is a brace",
+    ),
+    without_default(
+        "RELAY_EXCHANGE",
+        "exchange in place of a column, likewise; empty text: `RELAY_AMQP_EXCHANGE`",
+    ),
+    without_default("RELAY_TYPE", "AMQP `type` in place of a column, likewise"),
     optional(
         "RELAY_ORDERING",
         "strict",

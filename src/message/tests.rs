@@ -3,7 +3,7 @@ use super::*;
 fn row() -> OutboxRow {
     OutboxRow {
         id: RowId(1),
-        message_id: Uuid::nil(),
+        message_id: Uuid::nil().into(),
         exchange: None,
         routing_key: "orders.placed".to_owned(),
         ordering_key: None,

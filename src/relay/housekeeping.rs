@@ -60,6 +60,17 @@ pub(super) async fn summarise(metrics: Arc<Metrics>) {
     }
 }
 
+/// Removes what the relay's own tables hold of rows that are gone, for ever.
+pub(super) async fn tidy(store: Arc<dyn Store>) {
+    loop {
+        tokio::time::sleep(PURGE_INTERVAL).await;
+        if let Err(error) = store.tidy().await {
+            // What is left does no harm; the reader tells about an outage.
+            debug!(%error, "could not tidy the relay's own tables");
+        }
+    }
+}
+
 /// Deletes sent rows that are older than `retention`, for ever: in small batches, and never more than half of the time.
 pub(super) async fn purge(store: Arc<dyn Store>, metrics: Arc<Metrics>, retention: Duration) {
     let mut outage = Outage::new("purging old rows");

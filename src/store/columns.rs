@@ -1,16 +1,31 @@
 //! The columns of an outbox table, compared with what the relay can use.
 
 use super::StoreError;
+use super::migrate::quoted;
 use crate::config::TableName;
 
 /// The columns the relay writes.
 pub(super) const WRITTEN: &[&str] = &["sent_at", "dead_at", "attempts", "next_attempt_at", "last_error"];
 
 /// A column of the table.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Column {
     pub(super) name: String,
     /// Its type, as the database's catalogue names it.
     pub(super) kind: String,
+    /// May hold nulls.
+    pub(super) nullable: bool,
+    /// No two rows have the same value: by an index, or because the database counts it.
+    pub(super) unique: bool,
+    /// Of text, where comparing by another one would not use the column's index.
+    pub(super) collation: Option<String>,
+}
+
+impl Column {
+    /// As it stands in SQL.
+    pub(super) fn quoted(&self) -> String {
+        quoted(&self.name)
+    }
 }
 
 /// What is not there yet may come.
@@ -18,6 +33,18 @@ pub(super) fn missing(text: &str) -> StoreError {
     StoreError::SchemaMissing(format!(
         "{text}: run `outbox-relay migrate`, or wait for the application's migrations"
     ))
+}
+
+/// Says what to do about the relay's own tables beside a table that it did not make.
+pub(super) fn explain(error: StoreError, table: &TableName) -> StoreError {
+    match error {
+        StoreError::SchemaMissing(text) if text.contains("outbox_relay_") => missing(&text),
+        StoreError::Denied(text) if text.contains("outbox_relay_") => StoreError::Denied(format!(
+            "{text}: beside {table} the relay needs SELECT, INSERT, UPDATE, DELETE on outbox_relay_failures and \
+             outbox_relay_positions; grant them"
+        )),
+        error => error,
+    }
 }
 
 /// Every column that is `wanted` must be there, with one of the types allowed.

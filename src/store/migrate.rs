@@ -5,8 +5,9 @@
 
 use md5::{Digest, Md5};
 
-use crate::config::TableName;
+use crate::config::{Mapping, TableName};
 use crate::store::leases::{members_table, shares_table};
+use crate::store::source::{failures_table, positions_table};
 
 /// The relay's own book of what was applied; in the schema of the outbox.
 const BOOK: &str = "outbox_relay_migrations";
@@ -31,6 +32,18 @@ pub struct Applied {
     pub name: &'static str,
 }
 
+/// The step that makes what the relay needs beside a table that it did not make.
+pub(super) const EXISTING: i32 = 3;
+
+/// The step that makes the outbox itself.
+const OUTBOX: i32 = 1;
+
+/// The steps for this outbox: where columns are mapped, the application makes its table itself.
+pub(super) fn wanted(all: &'static [Migration], mapping: &Mapping) -> impl Iterator<Item = &'static Migration> {
+    let needless = if mapping.is_default() { EXISTING } else { OUTBOX };
+    all.iter().filter(move |migration| migration.version != needless)
+}
+
 /// The step's statements for this table.
 pub(super) fn render(migration: &Migration, table: &TableName) -> String {
     migration
@@ -38,6 +51,8 @@ pub(super) fn render(migration: &Migration, table: &TableName) -> String {
         .replace("{outbox}", &table.to_string())
         .replace("{shares}", &shares_table(table))
         .replace("{members}", &members_table(table))
+        .replace("{failures}", &failures_table(table))
+        .replace("{positions}", &positions_table(table))
         .replace("{unsent_index}", &quoted(&unsent_index(table)))
         .replace("{dead_index}", &quoted(&dead_index(table)))
 }
@@ -45,7 +60,7 @@ pub(super) fn render(migration: &Migration, table: &TableName) -> String {
 /// What a person is to run: all steps between an opening and a closing, each with the note `record` makes of it.
 pub(super) fn printed(
     opening: &str,
-    migrations: &[Migration],
+    migrations: impl Iterator<Item = &'static Migration>,
     table: &TableName,
     record: fn(&Migration, &TableName) -> String,
     closing: &str,

@@ -11,10 +11,14 @@ use async_trait::async_trait;
 use serde_json::json;
 use sqlx::mysql::{MySql as Driver, MySqlArguments, MySqlConnection, MySqlRow};
 use sqlx::query::Query;
-use sqlx::{AssertSqlSafe, Executor as _, Row as _};
+use sqlx::{AssertSqlSafe, Connection as _, Executor as _, Row as _};
+use tracing::warn;
 
+use super::columns::Column;
+use super::layout::Layout;
 use super::leases::{self, Dialect, Take};
 use super::migrate::{Applied, literal};
+use super::pace::{NUMBERED, NUMBERED_AT_ONCE, Pace, TidyWalk};
 use super::purge::{self, PurgeWalk, Window};
 use super::slot::Slot;
 use super::values::{FailureColumns, decode, decode_one, raw, sorted};
@@ -32,6 +36,7 @@ mod inspect;
 mod migrate;
 mod operator;
 mod rows;
+mod source;
 mod statements;
 
 use connect::Connector;
@@ -62,6 +67,9 @@ pub struct MySql {
     /// `None` until the table was looked at, and again after it was found changed.
     statements: Mutex<Option<Arc<Statements>>>,
     walk: Mutex<PurgeWalk>,
+    /// Of looking for rows without a number.
+    numbering: Pace,
+    tidied: Mutex<TidyWalk>,
     read: Slot<MySqlConnection>,
     write: Slot<MySqlConnection>,
     housekeeping: Slot<MySqlConnection>,
@@ -83,6 +91,8 @@ impl MySql {
             started: Instant::now(),
             statements: Mutex::default(),
             walk: Mutex::default(),
+            numbering: Pace::default(),
+            tidied: Mutex::default(),
             read: Slot::new(),
             write: Slot::new(),
             housekeeping: Slot::new(),
@@ -95,7 +105,7 @@ impl MySql {
     /// # Errors
     /// [`StoreError::SchemaMissing`] for a database that does not exist, [`StoreError::Denied`] where the user may not.
     pub async fn migrate(&self) -> Result<Vec<Applied>, StoreError> {
-        migrate::migrate(&self.connector, &self.options.table).await
+        migrate::migrate(&self.connector, &self.options.table, &self.options.mapping).await
     }
 
     async fn statements(&self) -> Result<Arc<Statements>, StoreError> {
@@ -121,11 +131,25 @@ impl MySql {
 
     async fn inspected(&self) -> Result<Statements, StoreError> {
         let (table, on_sent) = (&self.options.table, self.options.on_sent);
-        let columns = self.catalogue(&self.read, inspect::COLUMNS_QUERY).await?;
-        let user = inspect::judge(&columns, table)?;
-        let index = self.unsent_index(&self.read).await?;
+        let rows = self.catalogue(&self.read, inspect::COLUMNS_QUERY).await?;
+        let columns = inspect::columns(&rows, table)?;
+        let layout = match self.options.mapping.is_default() {
+            true => inspect::check_columns(&columns, table).map(|()| None)?,
+            false => Some(Layout::new(
+                &self.options.mapping,
+                &columns,
+                table,
+                on_sent,
+                &source::MySql,
+            )?),
+        };
+        let (read, written) = match &layout {
+            Some(layout) => (layout.read(), layout.written(on_sent)),
+            None => inspect::standard_columns(),
+        };
+        let user = inspect::user(&rows)?;
         let mut lacking = Vec::new();
-        for (privilege, sql) in inspect::touches(table) {
+        for (privilege, sql) in inspect::touches(table, &read, &written) {
             match self.execute(&self.read, self.query(&sql.into())).await {
                 Ok(_) => {}
                 Err(StoreError::Denied(text)) if inspect::is_read_only(&text) => return Err(StoreError::Denied(text)),
@@ -134,7 +158,127 @@ impl MySql {
             }
         }
         inspect::check_privileges(&lacking, &user, table, on_sent)?;
-        Ok(Statements::new(table, on_sent, index.as_deref()))
+        let Some(layout) = layout else {
+            let index = self.unsent_index(&self.read).await?;
+            return Ok(Statements::new(
+                table,
+                on_sent,
+                statements::standard(table, index.as_deref()),
+            ));
+        };
+        if layout.numbered {
+            warn!(%table, key = layout.key.name, NUMBERED);
+        }
+        let index = self
+            .index_of(&self.read, layout.sent.as_ref().filter(|_| !layout.numbered))
+            .await?;
+        let source = source::source(table, &layout, index.as_deref());
+        let mut statements = Statements::new(table, on_sent, source);
+        statements.number = layout.numbered.then(|| source::number(table, &layout).into());
+        statements.columns = Some(layout.describe());
+        let touched = self.touch_own_tables(&statements).await;
+        touched.map_err(|error| super::columns::explain(error, table))?;
+        Ok(statements)
+    }
+
+    /// Fails where the relay's own tables are not there, or may not be used.
+    async fn touch_own_tables(&self, statements: &Statements) -> Result<(), StoreError> {
+        let nothing = self.query(&statements.head).bind(i64::MAX).bind(1);
+        self.rows(&self.read, nothing).await?;
+        for sql in &statements.free {
+            self.execute(&self.read, self.query(sql).bind("[]")).await?;
+        }
+        let nobody = Holder {
+            member: String::new(),
+            partitions: 1,
+        };
+        self.write_failures(statements, &[], &nobody).await?;
+        if let Some(number) = &statements.number {
+            self.execute(&self.read, self.query(number).bind(0)).await?;
+        }
+        Ok(())
+    }
+
+    /// The name of an index that begins with this column.
+    async fn index_of(
+        &self,
+        slot: &Slot<MySqlConnection>,
+        column: Option<&Column>,
+    ) -> Result<Option<String>, StoreError> {
+        let Some(column) = column else { return Ok(None) };
+        let table = &self.options.table;
+        let schema = table.schema().unwrap_or_else(|| self.connector.database());
+        let query = sqlx::query(inspect::INDEX_OF).bind(schema).bind(table.name());
+        let rows = self.rows(slot, query.bind(column.name.as_str())).await?;
+        Ok(decode(&rows, rows::name)?.into_iter().next())
+    }
+
+    /// Numbers rows that have none yet; true: there were some.
+    async fn number_rows(&self, statements: &Statements) -> Result<bool, StoreError> {
+        let Some(number) = statements.number.as_ref().filter(|_| self.numbering.is_due()) else {
+            return Ok(false);
+        };
+        let begun = Instant::now();
+        let numbered = self
+            .execute(&self.read, self.query(number).bind(NUMBERED_AT_ONCE))
+            .await?;
+        self.numbering.took(begun.elapsed(), numbered > 0);
+        Ok(numbered > 0)
+    }
+
+    /// Statements with the same arguments: one by itself, several in one transaction. The rows that each of them changed.
+    async fn together(
+        &self,
+        slot: &Slot<MySqlConnection>,
+        statements: &[Arc<str>],
+        bind: impl for<'q> Fn(Statement<'q>) -> Statement<'q> + Send + Sync,
+    ) -> Result<Vec<u64>, StoreError> {
+        if let [only] = statements {
+            return Ok(vec![self.execute(slot, bind(self.query(only))).await?]);
+        }
+        self.call(slot, async |connection| {
+            let mut transaction = connection.begin().await?;
+            let mut counts = Vec::with_capacity(statements.len());
+            for sql in statements {
+                let done = transaction.execute(bind(self.query(sql))).await?;
+                counts.push(done.rows_affected());
+            }
+            transaction.commit().await?;
+            Ok(counts)
+        })
+        .await
+    }
+
+    async fn write_failures(
+        &self,
+        statements: &Statements,
+        failures: &[serde_json::Value],
+        holder: &Holder,
+    ) -> Result<u64, StoreError> {
+        let text = json!(failures).to_string();
+        let written = self
+            .together(&self.write, &statements.failures, |query| {
+                query
+                    .bind(text.clone())
+                    .bind(holder.partitions)
+                    .bind(holder.member.clone())
+            })
+            .await?;
+        Ok(written.last().copied().unwrap_or_default())
+    }
+
+    async fn head_rows(
+        &self,
+        statements: &Statements,
+        after: RowId,
+        limit: u32,
+        shares: &Shares,
+    ) -> Result<Vec<OutboxRow>, StoreError> {
+        let query = match shares {
+            Shares::All => self.query(&statements.head).bind(after.0),
+            Shares::Some { of, owned } => shared(self.query(&statements.head_shares).bind(after.0), *of, owned),
+        };
+        self.page(query.bind(limit)).await
     }
 
     /// What the server's catalogue says of the table.
@@ -199,9 +343,12 @@ impl MySql {
 
     async fn purge_window(&self, older_than: Duration, wanted: u64) -> Result<(u64, bool), StoreError> {
         let statements = self.statements().await?;
+        let Some(purge_window) = &statements.purge_window else {
+            return Ok((0, false));
+        };
         let (size, age) = (PurgeWalk::size(wanted), micros(older_than));
         let position = lock(&self.walk).position();
-        let look = self.query(&statements.purge_window).bind(age).bind(position).bind(size);
+        let look = self.query(purge_window).bind(age).bind(position).bind(size);
         let (seen, mut old) = rows::window(&self.rows(&self.housekeeping, look).await?)?;
         old.truncate(usize::try_from(wanted).unwrap_or(usize::MAX));
         let mut deleted = 0;
@@ -227,11 +374,11 @@ impl Store for MySql {
 
     async fn head(&self, after: RowId, limit: u32, shares: &Shares) -> Result<Vec<OutboxRow>, StoreError> {
         let statements = self.statements().await?;
-        let query = match shares {
-            Shares::All => self.query(&statements.head).bind(after.0),
-            Shares::Some { of, owned } => shared(self.query(&statements.head_shares).bind(after.0), *of, owned),
-        };
-        self.page(query.bind(limit)).await
+        let rows = self.head_rows(&statements, after, limit, shares).await?;
+        if rows.len() < limit as usize && self.number_rows(&statements).await? {
+            return self.head_rows(&statements, after, limit, shares).await;
+        }
+        Ok(rows)
     }
 
     async fn scan(&self, after: RowId, to: RowId, limit: u32, shares: &Shares) -> Result<Vec<Stub>, StoreError> {
@@ -271,9 +418,10 @@ impl Store for MySql {
         let statements = self.statements().await?;
         let mut marked = 0;
         for ids in sorted(rows).chunks(MAX_MARK) {
-            marked += self
-                .execute(&self.write, self.query(&statements.mark).bind(list(ids)))
+            let counts = self
+                .together(&self.write, &statements.mark, |query| query.bind(list(ids)))
                 .await?;
+            marked += counts.first().copied().unwrap_or_default();
         }
         Ok(marked)
     }
@@ -296,12 +444,7 @@ impl Store for MySql {
             .collect();
         let mut written = 0;
         for failures in failures.chunks(MAX_FAILURES) {
-            let query = self
-                .query(&statements.failures)
-                .bind(json!(failures).to_string())
-                .bind(holder.partitions)
-                .bind(holder.member.as_str());
-            written += self.execute(&self.write, query).await?;
+            written += self.write_failures(&statements, failures, holder).await?;
         }
         Ok(written)
     }
@@ -335,6 +478,26 @@ impl Store for MySql {
         decode(&self.rows(&self.housekeeping, query).await?, rows::dead_key)
     }
 
+    async fn tidy(&self) -> Result<(), StoreError> {
+        let statements = self.statements().await?;
+        let Some(look) = &statements.tidy_look else {
+            return Ok(());
+        };
+        let query = self
+            .query(look)
+            .bind(lock(&self.tidied).position())
+            .bind(TidyWalk::PAGE);
+        let rows = self.rows(&self.housekeeping, query).await?;
+        let seen: Vec<(i64, bool)> = decode(&rows, |row| Ok((row.try_get(0)?, row.try_get::<i64, _>(1)? != 0)))?;
+        let gone: Vec<i64> = seen.iter().filter(|(_, there)| !there).map(|(id, _)| *id).collect();
+        if !gone.is_empty() {
+            self.together(&self.housekeeping, &statements.free, |query| query.bind(list(&gone)))
+                .await?;
+        }
+        lock(&self.tidied).advance(seen.len() as i64, seen.last().map(|(id, _)| *id));
+        Ok(())
+    }
+
     async fn purge(&self, older_than: Duration, limit: u32) -> Result<u64, StoreError> {
         purge::walk(limit, |wanted| self.purge_window(older_than, wanted)).await
     }
@@ -365,8 +528,8 @@ impl Store for MySql {
 }
 
 /// The statements that make the tables, with the relay's note of them; see [`super::migration_sql`].
-pub fn migration_sql(table: &TableName) -> String {
-    migrate::sql(table)
+pub fn migration_sql(options: &StoreOptions) -> String {
+    migrate::sql(&options.table, &options.mapping)
 }
 
 /// Scripts wait for each other at the row of a member without a name, whether or not it was there. A lock on a row, and not

@@ -3,11 +3,9 @@
 
 use std::time::Duration;
 
-use async_trait::async_trait;
-use uuid::Uuid;
-
 use super::{Store, StoreError};
-use crate::message::{OrderingKey, RowId};
+use crate::message::{MessageId, OrderingKey, RowId};
+use async_trait::async_trait;
 
 pub(super) mod rows;
 
@@ -48,6 +46,9 @@ pub trait Operator: Store {
 
     /// Deletes dead letters. Returns how many of `ids` still were.
     async fn discard(&self, ids: &[RowId]) -> Result<u64, StoreError>;
+
+    /// For a person: which columns hold what; `None`: the table is as `migrate` makes it.
+    async fn columns(&self) -> Result<Option<String>, StoreError>;
 
     /// What makes the table slow in the long run.
     async fn upkeep(&self) -> Result<Upkeep, StoreError>;
@@ -138,8 +139,8 @@ pub struct DeadFilter {
 pub struct DeadLetter {
     /// Position in the outbox.
     pub id: RowId,
-    /// `None`: not a UUID, see the table.
-    pub message_id: Option<Uuid>,
+    /// `None`: null in the table; the message has one made from what does not change.
+    pub message_id: Option<MessageId>,
     /// `None`: `RELAY_AMQP_EXCHANGE`.
     pub exchange: Option<String>,
     /// Routing key.

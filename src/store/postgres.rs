@@ -4,17 +4,20 @@
 //! transaction mode may be between: no session state is used, and each call is a transaction then.
 
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use sqlx::postgres::{PgArguments, PgConnection, PgRow};
 use sqlx::query::Query;
 use sqlx::{AssertSqlSafe, Executor as _, Postgres as Driver, Row as _};
+use tracing::warn;
 
 use super::leases::{self, Dialect, Take};
 use super::migrate::Applied;
+use super::pace::{NUMBERED, NUMBERED_AT_ONCE, Pace, TidyWalk};
 use super::purge::{self, PurgeWalk};
 use super::slot::Slot;
+use super::source::Source;
 use super::values::{FailureColumns, decode, decode_one, raw, seconds, sorted, unreadable};
 use super::{
     Backlog, Failure, Holder, LeaseAsk, LeaseView, Probe, Shares, Store, StoreError, StoreOptions, Stub, Wakeups,
@@ -29,6 +32,7 @@ mod inspect;
 mod migrate;
 mod operator;
 mod rows;
+mod source;
 mod statements;
 mod wakeup;
 
@@ -48,6 +52,9 @@ pub struct Postgres {
     /// `None` until the table was looked at, and again after it was found changed.
     statements: Mutex<Option<Arc<Statements>>>,
     walk: Mutex<PurgeWalk>,
+    /// Of looking for rows without a number.
+    numbering: Pace,
+    tidied: Mutex<TidyWalk>,
     read: Slot<PgConnection>,
     write: Slot<PgConnection>,
     housekeeping: Slot<PgConnection>,
@@ -68,6 +75,8 @@ impl Postgres {
             options,
             statements: Mutex::default(),
             walk: Mutex::default(),
+            numbering: Pace::default(),
+            tidied: Mutex::default(),
             read: Slot::new(),
             write: Slot::new(),
             housekeeping: Slot::new(),
@@ -80,7 +89,7 @@ impl Postgres {
     /// # Errors
     /// [`StoreError::SchemaMissing`] for a schema that does not exist, [`StoreError::Denied`] where the role may not.
     pub async fn migrate(&self) -> Result<Vec<Applied>, StoreError> {
-        migrate::migrate(&self.connector, &self.options.table).await
+        migrate::migrate(&self.connector, &self.options.table, &self.options.mapping).await
     }
 
     /// Makes, or makes anew, the trigger that wakes relays; see [`super::wakeup_sql`].
@@ -100,20 +109,118 @@ impl Postgres {
     }
 
     async fn look(&self) -> Result<Arc<Statements>, StoreError> {
-        let query = sqlx::query(inspect::QUERY).bind(self.table.as_str());
-        let rows = self.rows(&self.read, query).await?;
-        let size = match inspect::judge(&rows, &self.options.table, self.options.on_sent) {
-            Ok(size) => size,
+        let found = self.inspected().await;
+        match found {
+            Ok(statements) => {
+                let statements = Arc::new(statements);
+                self.remember(Some(Arc::clone(&statements)));
+                Ok(statements)
+            }
             Err(error) => {
                 self.remember(None);
                 // The next look may find another server behind the same name.
                 self.read.close().await;
-                return Err(error);
+                Err(error)
+            }
+        }
+    }
+
+    async fn inspected(&self) -> Result<Statements, StoreError> {
+        let query = sqlx::query(inspect::QUERY).bind(self.table.as_str());
+        let rows = self.rows(&self.read, query).await?;
+        let (table, on_sent, mapping) = (&self.options.table, self.options.on_sent, &self.options.mapping);
+        if mapping.is_default() {
+            let size = inspect::judge(&rows, table, on_sent)?;
+            let source = Source::standard(table, &format!("{table} AS o"));
+            return Ok(Statements::new(table, on_sent, size, source, None));
+        }
+        let layout = inspect::judge_mapped(&rows, &self.options)?;
+        if layout.numbered {
+            warn!(table = %table, key = layout.key.name, NUMBERED);
+        }
+        let number = layout
+            .numbered
+            .then(|| source::number(table, &layout, statements::RELAXED));
+        let (size, source) = (source::size(&layout), source::source(table, &layout));
+        let statements = Statements::new(table, on_sent, size, source, number).described(layout.describe());
+        self.touch_own_tables(&statements)
+            .await
+            .map_err(|error| super::columns::explain(error, table))?;
+        Ok(statements)
+    }
+
+    /// Fails where the relay's own tables are not there, or may not be used.
+    async fn touch_own_tables(&self, statements: &Statements) -> Result<(), StoreError> {
+        let nobody = Holder {
+            member: String::new(),
+            partitions: 1,
+        };
+        self.rows(&self.read, self.query(&statements.head).bind(i64::MAX).bind(1_i64))
+            .await?;
+        self.write_failures(statements, FailureColumns::default(), &nobody)
+            .await?;
+        if let Some(tidy) = &statements.tidy {
+            self.rows(&self.read, self.query(tidy).bind(0_i64).bind(i64::MAX))
+                .await?;
+        }
+        if let Some(number) = &statements.number {
+            self.execute(&self.write, self.query(number).bind(0_i64)).await?;
+        }
+        Ok(())
+    }
+
+    /// Numbers rows that have none yet; true: there were some.
+    async fn number_rows(&self, statements: &Statements) -> Result<bool, StoreError> {
+        let Some(number) = statements.number.as_ref().filter(|_| self.numbering.is_due()) else {
+            return Ok(false);
+        };
+        let begun = Instant::now();
+        let numbered = self
+            .execute(&self.read, self.query(number).bind(NUMBERED_AT_ONCE))
+            .await?;
+        self.numbering.took(begun.elapsed(), numbered > 0);
+        Ok(numbered > 0)
+    }
+
+    async fn write_failures(
+        &self,
+        statements: &Statements,
+        columns: FailureColumns,
+        holder: &Holder,
+    ) -> Result<u64, StoreError> {
+        let query = self
+            .query(&statements.failures)
+            .bind(columns.ids)
+            .bind(columns.attempts)
+            .bind(columns.errors)
+            .bind(columns.delays)
+            .bind(columns.shares)
+            .bind(columns.epochs)
+            .bind(i32::from(holder.partitions))
+            .bind(holder.member.as_str());
+        self.execute(&self.write, query).await
+    }
+
+    async fn head_rows(
+        &self,
+        statements: &Statements,
+        after: RowId,
+        limit: u32,
+        shares: &Shares,
+    ) -> Result<Vec<OutboxRow>, StoreError> {
+        let query = match shares {
+            Shares::All => self.query(&statements.head).bind(after.0).bind(i64::from(limit)),
+            Shares::Some { of, owned } => {
+                let (of, owned) = shares_arguments(*of, owned);
+                self.query(&statements.head_shares)
+                    .bind(after.0)
+                    .bind(i64::from(limit))
+                    .bind(of)
+                    .bind(owned)
             }
         };
-        let statements = Arc::new(Statements::new(&self.options.table, self.options.on_sent, size));
-        self.remember(Some(Arc::clone(&statements)));
-        Ok(statements)
+        let rows = self.rows(&self.read, query).await?;
+        decode(&rows, |row| rows::outbox_row(row, &self.table))
     }
 
     fn remember(&self, statements: Option<Arc<Statements>>) {
@@ -160,10 +267,13 @@ impl Postgres {
 
     async fn purge_window(&self, older_than: Duration, wanted: u64) -> Result<(u64, bool), StoreError> {
         let statements = self.statements().await?;
+        let Some(purge) = &statements.purge else {
+            return Ok((0, false));
+        };
         let size = PurgeWalk::size(wanted);
         let position = self.walk.lock().unwrap_or_else(PoisonError::into_inner).position();
         let query = self
-            .query(&statements.purge)
+            .query(purge)
             .bind(position)
             .bind(size as i64)
             .bind(seconds(older_than))
@@ -187,19 +297,11 @@ impl Store for Postgres {
 
     async fn head(&self, after: RowId, limit: u32, shares: &Shares) -> Result<Vec<OutboxRow>, StoreError> {
         let statements = self.statements().await?;
-        let query = match shares {
-            Shares::All => self.query(&statements.head).bind(after.0).bind(i64::from(limit)),
-            Shares::Some { of, owned } => {
-                let (of, owned) = shares_arguments(*of, owned);
-                self.query(&statements.head_shares)
-                    .bind(after.0)
-                    .bind(i64::from(limit))
-                    .bind(of)
-                    .bind(owned)
-            }
-        };
-        let rows = self.rows(&self.read, query).await?;
-        decode(&rows, |row| rows::outbox_row(row, &self.table))
+        let rows = self.head_rows(&statements, after, limit, shares).await?;
+        if rows.len() < limit as usize && self.number_rows(&statements).await? {
+            return self.head_rows(&statements, after, limit, shares).await;
+        }
+        Ok(rows)
     }
 
     async fn scan(&self, after: RowId, to: RowId, limit: u32, shares: &Shares) -> Result<Vec<Stub>, StoreError> {
@@ -249,18 +351,8 @@ impl Store for Postgres {
 
     async fn record_failures(&self, failures: &[Failure], holder: &Holder) -> Result<u64, StoreError> {
         let statements = self.statements().await?;
-        let columns = FailureColumns::of(failures);
-        let query = self
-            .query(&statements.failures)
-            .bind(columns.ids)
-            .bind(columns.attempts)
-            .bind(columns.errors)
-            .bind(columns.delays)
-            .bind(columns.shares)
-            .bind(columns.epochs)
-            .bind(i32::from(holder.partitions))
-            .bind(holder.member.as_str());
-        self.execute(&self.write, query).await
+        self.write_failures(&statements, FailureColumns::of(failures), holder)
+            .await
     }
 
     async fn lease(&self, ask: &LeaseAsk) -> Result<LeaseView, StoreError> {
@@ -295,6 +387,22 @@ impl Store for Postgres {
         let statements = self.statements().await?;
         let query = self.query(&statements.dead_keys).bind(i64::from(limit));
         decode(&self.rows(&self.housekeeping, query).await?, rows::dead_key)
+    }
+
+    async fn tidy(&self) -> Result<(), StoreError> {
+        let statements = self.statements().await?;
+        let Some(tidy) = &statements.tidy else {
+            return Ok(());
+        };
+        let after = self.tidied.lock().unwrap_or_else(PoisonError::into_inner).position();
+        let query = self.query(tidy).bind(TidyWalk::PAGE).bind(after);
+        let rows = self.rows(&self.housekeeping, query).await?;
+        let (seen, last) = decode_one(&rows, |row| Ok((row.try_get(0)?, row.try_get(1)?)))?;
+        self.tidied
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .advance(seen, last);
+        Ok(())
     }
 
     async fn purge(&self, older_than: Duration, limit: u32) -> Result<u64, StoreError> {
@@ -344,8 +452,8 @@ impl Store for Postgres {
 }
 
 /// The statements that make the tables, with the relay's note of them; see [`super::migration_sql`].
-pub fn migration_sql(table: &TableName) -> String {
-    migrate::sql(table)
+pub fn migration_sql(options: &StoreOptions) -> String {
+    migrate::sql(&options.table, &options.mapping)
 }
 
 /// The statements that make the wake-up; see [`super::wakeup_sql`].

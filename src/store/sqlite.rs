@@ -4,16 +4,19 @@
 //! filtered after reading, and only the ownership of the whole table reads no more than it needs.
 
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use serde_json::json;
 use sqlx::query::Query;
 use sqlx::sqlite::{SqliteArguments, SqliteConnection, SqliteRow};
-use sqlx::{AssertSqlSafe, Executor as _, Row as _, Sqlite as Driver};
+use sqlx::{AssertSqlSafe, Connection as _, Executor as _, Row as _, Sqlite as Driver};
+use tracing::warn;
 
+use super::layout::Layout;
 use super::leases::{self, Dialect, Take};
 use super::migrate::{Applied, unsent_index};
+use super::pace::{NUMBERED, Pace, TidyWalk};
 use super::purge::{self, PurgeWalk};
 use super::slot::Slot;
 use super::values::{FailureColumns, decode, decode_one, raw, sorted};
@@ -22,7 +25,7 @@ use super::{
     Stub,
 };
 use crate::broker::Confirmed;
-use crate::config::{Secret, TableName};
+use crate::config::{OnSent, Secret};
 use crate::message::{OrderingKey, OutboxRow, RowId};
 
 mod connect;
@@ -31,6 +34,7 @@ mod inspect;
 mod migrate;
 mod operator;
 mod rows;
+mod source;
 mod statements;
 mod walks;
 
@@ -39,6 +43,9 @@ use statements::Statements;
 
 /// Every statement holds the only write lock of the database: short ones let the application in between.
 const MAX_WRITE: usize = 500;
+
+/// Rows numbered with one statement: fewer than elsewhere, as it holds that lock.
+const NUMBERED_AT_ONCE_HERE: i64 = 5_000;
 
 /// An outbox table in an SQLite file.
 #[derive(Debug)]
@@ -50,6 +57,9 @@ pub struct Sqlite {
     /// `None` until the table was looked at, and again after it was found changed.
     statements: Mutex<Option<Arc<Statements>>>,
     walk: Mutex<PurgeWalk>,
+    /// Of looking for rows without a number.
+    numbering: Pace,
+    tidied: Mutex<TidyWalk>,
     /// The last `data_version` seen; one connection's number says nothing to another.
     version: Mutex<Option<i64>>,
     read: Slot<SqliteConnection>,
@@ -72,6 +82,8 @@ impl Sqlite {
             options,
             statements: Mutex::default(),
             walk: Mutex::default(),
+            numbering: Pace::default(),
+            tidied: Mutex::default(),
             version: Mutex::default(),
             read: Slot::new(),
             write: Slot::new(),
@@ -85,7 +97,7 @@ impl Sqlite {
     /// # Errors
     /// [`StoreError::Denied`] for a file that cannot be written.
     pub async fn migrate(&self) -> Result<Vec<Applied>, StoreError> {
-        migrate::migrate(&self.connector, &self.options.table).await
+        migrate::migrate(&self.connector, &self.options.table, &self.options.mapping).await
     }
 
     async fn statements(&self) -> Result<Arc<Statements>, StoreError> {
@@ -101,17 +113,100 @@ impl Sqlite {
         // What is found wrong now must not be worked on as it was known before.
         *lock(&self.statements) = None;
         inspect::check_schema(table)?;
-        let index = unsent_index(table);
-        let query = sqlx::query(inspect::QUERY).bind(table.name()).bind(index.as_str());
-        let has_index = inspect::judge(&self.rows(&self.read, query).await?, table)?;
-        let statements = Arc::new(Statements::new(
-            table,
-            self.options.on_sent,
-            has_index.then_some(&index),
-        ));
+        let statements = Arc::new(match self.options.mapping.is_default() {
+            true => self.inspected().await?,
+            false => self.inspected_existing().await?,
+        });
         self.check_writable(&statements).await?;
         *lock(&self.statements) = Some(Arc::clone(&statements));
         Ok(statements)
+    }
+
+    async fn inspected(&self) -> Result<Statements, StoreError> {
+        let table = &self.options.table;
+        let index = unsent_index(table);
+        let query = sqlx::query(inspect::QUERY).bind(table.name()).bind(index.as_str());
+        let has_index = inspect::judge(&self.rows(&self.read, query).await?, table)?;
+        let source = statements::standard(table, has_index.then_some(&index));
+        Ok(Statements::new(table, self.options.on_sent, source))
+    }
+
+    /// A table that `migrate` did not make.
+    async fn inspected_existing(&self) -> Result<Statements, StoreError> {
+        let (table, on_sent) = (&self.options.table, self.options.on_sent);
+        let query = sqlx::query(inspect::EXISTING).bind(table.name());
+        let existing = inspect::existing(&self.rows(&self.read, query).await?, table)?;
+        let dialect = source::Sqlite {
+            ids_are_given_again: on_sent == OnSent::Delete && !existing.autoincrement,
+        };
+        let layout = Layout::new(&self.options.mapping, &existing.columns, table, on_sent, &dialect)?;
+        if layout.numbered {
+            warn!(%table, key = layout.key.name, NUMBERED);
+        }
+        let mut statements = Statements::new(table, on_sent, source::source(table, &layout, &dialect));
+        let number = || source::number(table, &layout, &dialect, existing.has_rowid).map(Arc::from);
+        statements.number = layout.numbered.then(number);
+        statements.columns = Some(layout.describe());
+        let read = self.query(&statements.head).bind(i64::MAX).bind(1);
+        let touched = self.rows(&self.read, read).await;
+        touched.map_err(|error| super::columns::explain(error, table))?;
+        Ok(statements)
+    }
+
+    /// Numbers rows that have none yet; true: there were some. Looks first: writing takes the only lock there is.
+    async fn number_rows(&self, statements: &Statements) -> Result<bool, StoreError> {
+        let Some([look, number]) = statements.number.as_ref().filter(|_| self.numbering.is_due()) else {
+            return Ok(false);
+        };
+        let begun = Instant::now();
+        let found: bool = decode_one(&self.rows(&self.read, self.query(look)).await?, |row| row.try_get(0))?;
+        let mut numbered = 0;
+        if found {
+            numbered = self
+                .execute(&self.write, self.query(number).bind(NUMBERED_AT_ONCE_HERE))
+                .await?;
+        }
+        self.numbering.took(begun.elapsed(), numbered > 0);
+        Ok(numbered > 0)
+    }
+
+    /// Statements on a list of ids: one by itself, several in one transaction. The rows that the first of them changed.
+    async fn together(
+        &self,
+        slot: &Slot<SqliteConnection>,
+        statements: &[Arc<str>],
+        ids: &[i64],
+    ) -> Result<u64, StoreError> {
+        let ids = list(ids);
+        if let [only] = statements {
+            return self.execute(slot, self.query(only).bind(ids)).await;
+        }
+        self.call(slot, async |connection| {
+            // A transaction that begins by reading cannot wait for another writer any more when it wants to write.
+            let mut transaction = connection.begin_with("BEGIN IMMEDIATE").await?;
+            let mut first = None;
+            for sql in statements {
+                let done = transaction.execute(self.query(sql).bind(ids.clone())).await?;
+                first.get_or_insert(done.rows_affected());
+            }
+            transaction.commit().await?;
+            Ok(first.unwrap_or_default())
+        })
+        .await
+    }
+
+    async fn head_rows(
+        &self,
+        statements: &Statements,
+        after: RowId,
+        limit: u32,
+        shares: &Shares,
+    ) -> Result<Vec<OutboxRow>, StoreError> {
+        if let Shares::Some { .. } = shares {
+            let ids = self.ids_of_shares(after, limit, shares).await?;
+            return self.page(self.query(&statements.head_of).bind(list(&raw(&ids)))).await;
+        }
+        self.page(self.query(&statements.head).bind(after.0).bind(limit)).await
     }
 
     /// A file that can only be read would have every message published again and again, for want of a mark.
@@ -176,11 +271,11 @@ impl Store for Sqlite {
 
     async fn head(&self, after: RowId, limit: u32, shares: &Shares) -> Result<Vec<OutboxRow>, StoreError> {
         let statements = self.statements().await?;
-        if let Shares::Some { .. } = shares {
-            let ids = self.ids_of_shares(after, limit, shares).await?;
-            return self.page(self.query(&statements.head_of).bind(list(&raw(&ids)))).await;
+        let rows = self.head_rows(&statements, after, limit, shares).await?;
+        if rows.len() < limit as usize && self.number_rows(&statements).await? {
+            return self.head_rows(&statements, after, limit, shares).await;
         }
-        self.page(self.query(&statements.head).bind(after.0).bind(limit)).await
+        Ok(rows)
     }
 
     async fn scan(&self, after: RowId, to: RowId, limit: u32, shares: &Shares) -> Result<Vec<Stub>, StoreError> {
@@ -228,9 +323,7 @@ impl Store for Sqlite {
         let statements = self.statements().await?;
         let mut marked = 0;
         for ids in sorted(rows).chunks(MAX_WRITE) {
-            marked += self
-                .execute(&self.write, self.query(&statements.mark).bind(list(ids)))
-                .await?;
+            marked += self.together(&self.write, &statements.mark, ids).await?;
         }
         Ok(marked)
     }
@@ -294,6 +387,25 @@ impl Store for Sqlite {
         )
     }
 
+    async fn tidy(&self) -> Result<(), StoreError> {
+        let statements = self.statements().await?;
+        let Some(look) = &statements.tidy_look else {
+            return Ok(());
+        };
+        let query = self
+            .query(look)
+            .bind(lock(&self.tidied).position())
+            .bind(TidyWalk::PAGE);
+        let rows = self.rows(&self.housekeeping, query).await?;
+        let seen: Vec<(i64, bool)> = decode(&rows, |row| Ok((row.try_get(0)?, row.try_get(1)?)))?;
+        let gone: Vec<i64> = seen.iter().filter(|(_, there)| !there).map(|(id, _)| *id).collect();
+        for gone in gone.chunks(MAX_WRITE) {
+            self.together(&self.housekeeping, &statements.free, gone).await?;
+        }
+        lock(&self.tidied).advance(seen.len() as i64, seen.last().map(|(id, _)| *id));
+        Ok(())
+    }
+
     async fn purge(&self, older_than: Duration, limit: u32) -> Result<u64, StoreError> {
         purge::walk(limit, |wanted| self.purge_window(older_than, wanted)).await
     }
@@ -329,8 +441,8 @@ impl Store for Sqlite {
 }
 
 /// The statements that make the tables, with the relay's note of them; see [`super::migration_sql`].
-pub fn migration_sql(table: &TableName) -> String {
-    migrate::sql(table)
+pub fn migration_sql(options: &StoreOptions) -> String {
+    migrate::sql(&options.table, &options.mapping)
 }
 
 fn lease_dialect() -> Dialect {

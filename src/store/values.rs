@@ -4,11 +4,12 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use md5::{Digest, Md5};
-use uuid::{Builder, Uuid};
+use serde_json::Value;
+use uuid::Builder;
 
 use super::{Failure, NextStep, Shares, StoreError};
 use crate::broker::Confirmed;
-use crate::message::RowId;
+use crate::message::{MessageId, RowId};
 
 /// The longest wait a store reads or writes: `infinity` in the table, or a number beyond all calendars, is this.
 pub(super) const FOREVER: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
@@ -73,14 +74,31 @@ pub(super) fn attempts(number: i64) -> u32 {
     u32::try_from(number.max(0)).unwrap_or(u32::MAX)
 }
 
-/// The id of a row whose `message_id` is not a UUID: the same on every copy, as it is made from what does not change.
-pub(super) fn derived_message_id(source: &str) -> Uuid {
-    Builder::from_md5_bytes(Md5::digest(source.as_bytes()).into()).into_uuid()
+/// The id of a row whose `message_id` is null or empty: the same on every copy, as it is made from what does not change.
+pub(super) fn derived_message_id(source: &str) -> MessageId {
+    Builder::from_md5_bytes(Md5::digest(source.as_bytes()).into())
+        .into_uuid()
+        .into()
 }
 
 /// A text column. Databases can hold text that is not UTF-8, and one such row must not stop its whole page.
 pub(super) fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// The headers of a row: its own, and beneath them those that are columns, without nulls. What is no JSON object stays as
+/// it is: the row will be refused for it.
+pub(super) fn with_headers(own: Option<String>, columns: Option<String>) -> String {
+    let own = own.unwrap_or_else(|| "{}".to_owned());
+    let Some(Ok(Value::Object(mut all))) = columns.map(|text| serde_json::from_str(&text)) else {
+        return own;
+    };
+    let Ok(Value::Object(over)) = serde_json::from_str(&own) else {
+        return own;
+    };
+    all.retain(|_, value| !value.is_null());
+    all.extend(over);
+    Value::Object(all).to_string()
 }
 
 /// Raw ids for a statement.
@@ -186,6 +204,16 @@ mod tests {
             owned: vec![12],
         };
         assert!(mine.contain(RowId(7), Some("a")) && !mine.contain(RowId(7), None));
+    }
+
+    #[test]
+    fn header_columns_are_beneath_the_headers_of_the_row() {
+        let text = |text: &str| Some(text.to_owned());
+        let columns = r#"{"a": 1, "b": "x", "c": null}"#;
+        assert_eq!(with_headers(None, None), "{}");
+        assert_eq!(with_headers(text("[]"), text(columns)), "[]");
+        assert_eq!(with_headers(text(r#"{"a":[]}"#), text(columns)), r#"{"a":[],"b":"x"}"#);
+        assert_eq!(with_headers(None, text(columns)), r#"{"a":1,"b":"x"}"#);
     }
 
     #[test]

@@ -108,7 +108,7 @@ async fn publish(
 fn message(n: usize) -> Arc<Message> {
     let row = OutboxRow {
         id: RowId(n as i64),
-        message_id: Uuid::new_v4(),
+        message_id: Uuid::new_v4().into(),
         exchange: None,
         routing_key: ROUTING_KEY.to_owned(),
         ordering_key: Some(OrderingKey::new("key")),

@@ -30,7 +30,7 @@ async fn connect(url: &str) -> Connected {
 fn message(row: i64, exchange: &str, routing_key: &str) -> Arc<Message> {
     Arc::new(Message {
         row: RowId(row),
-        message_id: Uuid::new_v4(),
+        message_id: Uuid::new_v4().into(),
         exchange: exchange.to_owned(),
         routing_key: routing_key.to_owned(),
         kind: None,

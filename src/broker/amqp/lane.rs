@@ -385,7 +385,7 @@ fn judge(group: Group, answers: Vec<Heard>, complete: bool) -> (Vec<(RowId, Outc
         let unroutable = if returned.is_empty() {
             None
         } else {
-            returned.get(&message.message_id.to_string())
+            returned.get(message.message_id.as_str())
         };
         let outcome = match (answers.next(), unroutable) {
             (_, Some(text)) => Outcome::Unroutable(text.clone()),

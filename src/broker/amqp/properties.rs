@@ -16,15 +16,12 @@ pub(super) fn short(text: &str) -> ShortString {
 
 pub(super) fn properties(message: &Message) -> BasicProperties {
     let mut properties = BasicProperties::default()
-        .with_message_id(short(
-            message
-                .message_id
-                .as_hyphenated()
-                .encode_lower(&mut uuid::Uuid::encode_buffer()),
-        ))
+        .with_message_id(short(message.message_id.as_str()))
         .with_content_type(short(&message.content_type))
-        .with_delivery_mode(PERSISTENT)
-        .with_timestamp(u64::try_from(message.timestamp).unwrap_or(0));
+        .with_delivery_mode(PERSISTENT);
+    if let Some(timestamp) = u64::try_from(message.timestamp).ok().filter(|seconds| *seconds > 0) {
+        properties = properties.with_timestamp(timestamp);
+    }
     if let Some(kind) = &message.kind {
         properties = properties.with_type(short(kind));
     }

@@ -95,7 +95,7 @@ pub(super) async fn show(operator: &dyn Operator, id: RowId, with_body: bool, js
 fn as_json(letter: &DeadLetter) -> Value {
     json!({
         "id": letter.id.0,
-        "message_id": letter.message_id.map(|id| id.to_string()),
+        "message_id": letter.message_id.as_ref().map(ToString::to_string),
         "exchange": letter.exchange,
         "routing_key": letter.routing_key,
         "ordering_key": letter.ordering_key,

@@ -4,11 +4,9 @@ use std::cmp::Reverse;
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use uuid::Uuid;
-
 use crate::broker::{Confirmed, Doubt, Outcome};
 use crate::config::OnDeadLetter;
-use crate::message::{Message, RowId};
+use crate::message::{Message, MessageId, RowId};
 use crate::store::{Failure, NextStep};
 
 use super::{Content, Dispatcher, Generation, Notice, State, Time, Turn, rests};
@@ -80,7 +78,7 @@ impl Dispatcher {
         batch
     }
 
-    fn take_turn(&mut self, turn: Turn, lane: usize, generation: Generation, ids: &mut HashSet<Uuid>) -> Taken {
+    fn take_turn(&mut self, turn: Turn, lane: usize, generation: Generation, ids: &mut HashSet<MessageId>) -> Taken {
         let (id, key) = match turn {
             Turn::Row(id) => (id, None),
             Turn::Key(key) => match self.keys.turn_came(&key, lane) {
@@ -97,7 +95,7 @@ impl Dispatcher {
         };
         match &row.content {
             Content::Ready(message) => {
-                if !ids.insert(message.message_id) {
+                if !ids.insert(message.message_id.clone()) {
                     if let Some(key) = key {
                         let _ = self.keys.ask_turn(&key);
                         return Taken::Twin(Turn::Key(key));

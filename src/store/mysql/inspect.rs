@@ -1,16 +1,23 @@
 //! What the table looks like, and what may be done with it.
 
+use sqlx::Row as _;
 use sqlx::mysql::MySqlRow;
 
 use super::rows;
 use crate::config::{OnSent, TableName};
 use crate::store::StoreError;
 use crate::store::columns::{Column, WRITTEN, check, missing};
+use crate::store::migrate::quoted;
 use crate::store::values::{decode, unreadable};
 
 /// One row for each column that the user may do anything with; none without a table. The database, then the table.
 pub(super) const COLUMNS_QUERY: &str = "\
-SELECT c.column_name, c.data_type, t.table_type, coalesce(t.engine, ''), version(), current_user()
+SELECT c.column_name, c.data_type, t.table_type, coalesce(t.engine, ''), version(), current_user(), c.is_nullable,
+       c.extra LIKE '%auto_increment%' OR EXISTS (
+           SELECT 1 FROM information_schema.statistics AS s
+           WHERE s.table_schema = c.table_schema AND s.table_name = c.table_name AND s.non_unique = 0
+           GROUP BY s.index_name HAVING count(*) = 1 AND max(s.column_name) = c.column_name),
+       c.collation_name
 FROM information_schema.tables AS t
 JOIN information_schema.columns AS c ON c.table_schema = t.table_schema AND c.table_name = t.table_name
 WHERE t.table_schema = ? AND t.table_name = ?";
@@ -22,6 +29,12 @@ WHERE s.table_schema = ? AND s.table_name = ?
 GROUP BY s.index_name
 HAVING sum(s.seq_in_index = 1 AND s.column_name = 'sent_at') = 1
    AND sum(s.seq_in_index = 2 AND s.column_name = 'dead_at') = 1 AND count(*) = 2";
+
+/// The names of indexes that begin with a column.
+pub(super) const INDEX_OF: &str = "\
+SELECT s.index_name FROM information_schema.statistics AS s
+WHERE s.table_schema = ? AND s.table_name = ? AND s.seq_in_index = 1 AND s.column_name = ?
+ORDER BY s.index_name";
 
 const INTEGERS: &[&str] = &["bigint", "int", "mediumint", "smallint", "tinyint"];
 const TEXTS: &[&str] = &["varchar", "char", "tinytext", "text", "mediumtext", "longtext"];
@@ -64,8 +77,8 @@ const COLUMNS: &[(&str, &[&str])] = &[
     ("dead_at", TIMES),
 ];
 
-/// Judges the answer to [`COLUMNS_QUERY`]; the user, as the server knows him.
-pub(super) fn judge(rows: &[MySqlRow], table: &TableName) -> Result<String, StoreError> {
+/// The columns in the answer to [`COLUMNS_QUERY`], if it is about a table that will do.
+pub(super) fn columns(rows: &[MySqlRow], table: &TableName) -> Result<Vec<Column>, StoreError> {
     let Some(first) = rows.first() else {
         return Err(missing(&format!(
             "table {table} does not exist, or the user may do nothing with it"
@@ -85,14 +98,38 @@ pub(super) fn judge(rows: &[MySqlRow], table: &TableName) -> Result<String, Stor
             backquoted(table)
         )));
     }
-    let columns = decode(rows, |row| {
+    decode(rows, |row| {
         Ok(Column {
-            name: rows::word(row, 0)?.to_ascii_lowercase(),
+            name: rows::word(row, 0)?,
             kind: rows::word(row, 1)?.to_ascii_lowercase(),
+            nullable: rows::word(row, 6)? == "YES",
+            unique: row.try_get::<i64, _>(7)? != 0,
+            collation: rows::text(row, 8)?,
         })
-    })?;
-    check(columns.iter(), COLUMNS, table)?;
-    text(5)
+    })
+}
+
+/// The user, as the server knows him.
+pub(super) fn user(rows: &[MySqlRow]) -> Result<String, StoreError> {
+    let user = rows.first().map_or(Ok(String::new()), |first| rows::word(first, 5));
+    user.map_err(|error| unreadable(&error))
+}
+
+/// Of the table that `migrate` makes, every column must be there.
+pub(super) fn check_columns(columns: &[Column], table: &TableName) -> Result<(), StoreError> {
+    let lower: Vec<Column> = columns
+        .iter()
+        .map(|column| Column {
+            name: column.name.to_ascii_lowercase(),
+            ..column.clone()
+        })
+        .collect();
+    check(lower.iter(), COLUMNS, table)
+}
+
+/// What is read and written of it.
+pub(super) fn standard_columns<'a>() -> (Vec<&'a str>, Vec<&'a str>) {
+    (COLUMNS.iter().map(|(name, _)| *name).collect(), WRITTEN.to_vec())
 }
 
 /// Which of the two it is.
@@ -122,20 +159,24 @@ fn check_version(version: &str) -> Result<(), StoreError> {
 
 /// Statements that change nothing, but fail without a privilege (however it was granted), and on a server that takes no
 /// writes.
-pub(super) fn touches(table: &TableName) -> [(&'static str, String); 3] {
-    let read: Vec<_> = COLUMNS.iter().map(|(name, _)| format!("o.{name}")).collect();
-    let written: Vec<_> = WRITTEN.iter().map(|name| format!("o.{name} = o.{name}")).collect();
-    [
+pub(super) fn touches(table: &TableName, read: &[&str], written: &[&str]) -> Vec<(&'static str, String)> {
+    let reads: Vec<_> = read.iter().map(|name| format!("o.{}", quoted(name))).collect();
+    let writes: Vec<_> = written
+        .iter()
+        .map(|name| format!("o.{0} = o.{0}", quoted(name)))
+        .collect();
+    let mut touches = vec![
         (
             "SELECT",
-            format!("SELECT {} FROM {table} AS o WHERE 1 = 0", read.join(", ")),
-        ),
-        (
-            "UPDATE",
-            format!("UPDATE {table} AS o SET {} WHERE 1 = 0", written.join(", ")),
+            format!("SELECT {} FROM {table} AS o WHERE 1 = 0", reads.join(", ")),
         ),
         ("DELETE", format!("DELETE FROM {table} WHERE 1 = 0")),
-    ]
+    ];
+    if !writes.is_empty() {
+        let update = format!("UPDATE {table} AS o SET {} WHERE 1 = 0", writes.join(", "));
+        touches.insert(1, ("UPDATE", update));
+    }
+    touches
 }
 
 /// Whether a refusal of one of [`touches`] is about the server and not the user.

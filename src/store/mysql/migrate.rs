@@ -8,9 +8,9 @@ use sqlx::{AssertSqlSafe, Connection, Row as _};
 
 use super::connect::Connector;
 use super::error::classify;
-use crate::config::TableName;
+use crate::config::{Mapping, TableName};
 use crate::store::StoreError;
-use crate::store::migrate::{Applied, Migration, book, literal, printed, render};
+use crate::store::migrate::{Applied, EXISTING, Migration, book, literal, printed, render, wanted};
 use crate::store::slot::within;
 
 const MIGRATIONS: &[Migration] = &[
@@ -24,6 +24,11 @@ const MIGRATIONS: &[Migration] = &[
         name: "leases",
         sql: include_str!("../../../migrations/mysql/0002_leases.sql"),
     },
+    Migration {
+        version: EXISTING,
+        name: "tables for an existing outbox",
+        sql: include_str!("../../../migrations/mysql/0003_existing.sql"),
+    },
 ];
 
 /// An index on a table that already has rows may take a while.
@@ -33,10 +38,14 @@ const TIMEOUT: Duration = Duration::from_secs(600);
 const LOCK: &str = "'outbox_relay_migrate'";
 
 /// Runs what is not in the book yet.
-pub(super) async fn migrate(connector: &Connector, table: &TableName) -> Result<Vec<Applied>, StoreError> {
+pub(super) async fn migrate(
+    connector: &Connector,
+    table: &TableName,
+    mapping: &Mapping,
+) -> Result<Vec<Applied>, StoreError> {
     within(TIMEOUT, async {
         let mut connection = connector.connect_unbounded().await?;
-        let applied = under_lock(&mut connection, table)
+        let applied = under_lock(&mut connection, table, mapping)
             .await
             .map_err(|error| explain(&error, table))?;
         // The work is done; a goodbye that fails changes nothing.
@@ -46,11 +55,15 @@ pub(super) async fn migrate(connector: &Connector, table: &TableName) -> Result<
     .await
 }
 
-async fn under_lock(connection: &mut MySqlConnection, table: &TableName) -> Result<Vec<Applied>, sqlx::Error> {
+async fn under_lock(
+    connection: &mut MySqlConnection,
+    table: &TableName,
+    mapping: &Mapping,
+) -> Result<Vec<Applied>, sqlx::Error> {
     run(connection, format!("DO get_lock({LOCK}, {})", TIMEOUT.as_secs())).await?;
     run(connection, create_book(table)).await?;
     let mut applied = Vec::new();
-    for migration in MIGRATIONS {
+    for migration in wanted(MIGRATIONS, mapping) {
         if is_recorded(connection, migration, table).await? {
             continue;
         }
@@ -102,7 +115,7 @@ fn record(migration: &Migration, table: &TableName) -> String {
 }
 
 /// See [`super::migration_sql`]. Names stand in standard quotes, whatever the mode of the session that runs it.
-pub(super) fn sql(table: &TableName) -> String {
+pub(super) fn sql(table: &TableName, mapping: &Mapping) -> String {
     let opening = format!(
         "SET @outbox_relay_mode = @@sql_mode, sql_mode = 'ANSI_QUOTES,NO_BACKSLASH_ESCAPES,STRICT_TRANS_TABLES';\n\n\
          DO get_lock({LOCK}, {});\n\n{}",
@@ -110,7 +123,7 @@ pub(super) fn sql(table: &TableName) -> String {
         create_book(table)
     );
     let closing = format!("DO release_lock({LOCK});\n\nSET sql_mode = @outbox_relay_mode");
-    printed(&opening, MIGRATIONS, table, record, &closing)
+    printed(&opening, wanted(MIGRATIONS, mapping), table, record, &closing)
 }
 
 fn explain(error: &sqlx::Error, table: &TableName) -> StoreError {

@@ -13,18 +13,18 @@ use sqlx::mysql::MySqlRow;
 
 use super::inspect::{self, backquoted};
 use super::rows::{self, bytes, message_id, text};
-use super::statements::{CREATED, DUE, LISTED, OPEN};
+use super::statements::{CREATED, DUE, LISTED, Statements, listed};
 use super::{MAX_MARK, MySql, lease_dialect, list, micros};
 use crate::message::RowId;
+use crate::store::columns::Column;
 use crate::store::operator::rows::{Cells, dead_letter, owner, reason, waiting_key};
 use crate::store::operator::{
     Database, DeadFilter, DeadLetter, Index, Operator, Ownership, Upkeep, WAITING_SCAN, WaitingKey, count_reasons,
     reason_of,
 };
+use crate::store::source::Target;
 use crate::store::values::{decode, decode_one, epoch, raw};
 use crate::store::{StoreError, leases};
-
-const DEAD: &str = "o.sent_at IS NULL AND o.dead_at IS NOT NULL";
 
 /// With a filter on what is not in the index, so many dead letters at a time are looked up.
 const WINDOW: usize = 10_000;
@@ -41,16 +41,58 @@ impl MySql {
         self.rows(&self.housekeeping, self.query(&sql)).await
     }
 
-    /// In `id` order, as every writer locks rows.
-    async fn change(&self, sql: String, ids: &[RowId]) -> Result<u64, StoreError> {
-        let sql: Arc<str> = sql.into();
+    /// In `id` order, as every writer locks rows. The first statement tells how many there were.
+    async fn change(&self, statements: &[Arc<str>], ids: &[RowId]) -> Result<u64, StoreError> {
         let mut ids = raw(ids);
         ids.sort_unstable();
         let mut changed = 0;
         for ids in ids.chunks(MAX_MARK) {
-            changed += self.execute(&self.write, self.query(&sql).bind(list(ids))).await?;
+            let counts = self
+                .together(&self.write, statements, |query| query.bind(list(ids)))
+                .await?;
+            changed += counts.first().copied().unwrap_or_default();
         }
         Ok(changed)
+    }
+
+    /// Whether a table that `migrate` did not make has the indexes for its reads.
+    async fn existing_indexes(&self, statements: &Statements) -> Result<(Index, Index), StoreError> {
+        let Target {
+            key, sent, bookkeeping, ..
+        } = &statements.source.target;
+        let table = backquoted(&self.options.table);
+        // Whatever the server would do with the few rows that there may be now: is there an index it could use?
+        let plan = format!(
+            "EXPLAIN {}",
+            statements
+                .head
+                .replace("o.id > ?", "o.id > 0")
+                .replace("LIMIT ?", "LIMIT 1000")
+        );
+        let scans = decode(&self.ask(plan).await?, |row| {
+            Ok(text(row, 2)?.as_deref() == Some("a") && text(row, 4)?.is_none())
+        })?;
+        let plain = |column: &str| column.trim_matches('"').replace("\"\"", "\"");
+        let column = |column: &str| Column {
+            name: plain(column),
+            kind: String::new(),
+            nullable: false,
+            unique: false,
+            collation: None,
+        };
+        let mut index = Index {
+            exists: !scans.contains(&true),
+            create: format!("ALTER TABLE {table} ADD INDEX (`{}`)", plain(key)),
+        };
+        if let Some(sent) = sent {
+            index.exists &= self.index_of(&self.housekeeping, Some(&column(sent))).await?.is_some();
+            let columns = match bookkeeping {
+                Some([.., dead]) => format!("`{}`, `{}`", plain(sent), plain(dead)),
+                None => format!("`{}`, `{}`", plain(sent), plain(key)),
+            };
+            index.create = format!("ALTER TABLE {table} ADD INDEX ({columns})");
+        }
+        Ok((index.clone(), index))
     }
 }
 
@@ -59,8 +101,9 @@ impl MySql {
     async fn dead_ids(&self, ages: &str, after: i64, limit: usize) -> Result<Vec<i64>, StoreError> {
         let statements = self.statements().await?;
         let sql: Arc<str> = format!(
-            "SELECT CAST(o.id AS SIGNED) FROM {} WHERE {DEAD}{ages} AND o.id > ? ORDER BY o.id LIMIT {limit}",
-            statements.indexed
+            "SELECT CAST(o.id AS SIGNED) FROM {} WHERE {}{ages} AND o.id > ? ORDER BY o.id LIMIT {limit}",
+            statements.source.dead,
+            statements.source.given_up()
         )
         .into();
         let query = self.query(&sql).bind(after);
@@ -69,12 +112,22 @@ impl MySql {
 
     /// The lowest of these rows that are wanted dead letters.
     async fn dead_among(&self, ids: &[i64], wanted: &Wanted, limit: usize) -> Result<Vec<DeadLetter>, StoreError> {
+        let statements = self.statements().await?;
+        let source = &statements.source;
+        let more = if source.header_columns {
+            ", o.header_columns"
+        } else {
+            ""
+        };
         let sql: Arc<str> = format!(
             "SELECT CAST(o.id AS SIGNED), o.message_id, o.exchange, o.routing_key, o.ordering_key, o.type, o.content_type,
                     o.headers, o.properties, CAST(octet_length(o.payload) AS SIGNED),
-                    CAST(coalesce(o.attempts, 0) AS SIGNED), o.last_error, {CREATED} / 1e6, {DEAD_AT} / 1e6
-             FROM {LISTED} {} AS o ON o.id = w.id WHERE {DEAD}{}{} ORDER BY o.id LIMIT {limit}",
-            self.table, wanted.ages, wanted.others
+                    CAST(coalesce(o.attempts, 0) AS SIGNED), o.last_error, {CREATED} / 1e6, {DEAD_AT} / 1e6{more}
+             FROM {LISTED} {} ON o.id = w.id WHERE {}{}{} ORDER BY o.id LIMIT {limit}",
+            source.by_id,
+            source.given_up(),
+            wanted.ages,
+            wanted.others
         )
         .into();
         let texts = wanted.texts.iter();
@@ -112,7 +165,7 @@ impl Operator for MySql {
     async fn dead_reasons(&self) -> Result<Vec<(String, u64)>, StoreError> {
         let statements = self.statements().await?;
         // In no order: it would be sorted for that.
-        let dead = format!("{} WHERE {DEAD}", statements.indexed);
+        let dead = format!("{} WHERE {}", statements.source.dead, statements.source.given_up());
         decode(&self.ask(count_reasons("o.last_error", &dead)).await?, reason)
     }
 
@@ -123,10 +176,12 @@ impl Operator for MySql {
             "SELECT o.ordering_key, CAST(o.id AS SIGNED), CAST(coalesce(o.attempts, 0) AS SIGNED), {DUE} / 1e6, o.last_error
              FROM (SELECT k, min(id) AS lowest
                    FROM (SELECT CAST(convert(o.ordering_key USING utf8mb4) AS BINARY) AS k, o.id AS id, {DUE} AS due
-                         FROM {} WHERE {OPEN} ORDER BY o.id LIMIT {WAITING_SCAN}) AS unsent
+                         FROM {} WHERE {} ORDER BY o.id LIMIT {WAITING_SCAN}) AS unsent
                    WHERE k IS NOT NULL AND due > 0 GROUP BY k ORDER BY lowest LIMIT {limit}) AS w
-             STRAIGHT_JOIN {} AS o ON o.id = w.lowest ORDER BY o.id",
-            statements.indexed, self.table
+             STRAIGHT_JOIN {} ON o.id = w.lowest ORDER BY o.id",
+            statements.source.reads,
+            statements.source.open(),
+            statements.source.by_id
         );
         decode(&self.ask(sql).await?, waiting_key)
     }
@@ -155,27 +210,44 @@ impl Operator for MySql {
     }
 
     async fn dead_payload(&self, id: RowId) -> Result<Option<Vec<u8>>, StoreError> {
-        let sql: Arc<str> = format!("SELECT o.payload FROM {} AS o WHERE {DEAD} AND o.id = ?", self.table).into();
+        let statements = self.statements().await?;
+        let source = &statements.source;
+        let sql: Arc<str> = format!(
+            "SELECT o.payload FROM {} WHERE {} AND o.id = ?",
+            source.dead,
+            source.given_up()
+        )
+        .into();
         let rows = self.rows(&self.housekeeping, self.query(&sql).bind(id.0)).await?;
         let bodies = decode(&rows, |row| Ok(bytes(row, 0)?.unwrap_or_default().to_vec()))?;
         Ok(bodies.into_iter().next())
     }
 
     async fn replay(&self, ids: &[RowId]) -> Result<u64, StoreError> {
-        let sql = format!(
-            "UPDATE {LISTED} {} AS o ON o.id = w.id SET o.dead_at = NULL, o.attempts = 0, o.next_attempt_at = NULL WHERE {DEAD}",
-            self.table
-        );
-        self.change(sql, ids).await
+        let statements = self.statements().await?;
+        self.change(&[replay(&statements.source.target).into()], ids).await
     }
 
     async fn discard(&self, ids: &[RowId]) -> Result<u64, StoreError> {
-        let sql = format!("DELETE o FROM {LISTED} {} AS o ON o.id = w.id WHERE {DEAD}", self.table);
-        self.change(sql, ids).await
+        let statements = self.statements().await?;
+        self.change(&discard(&statements.source.target), ids).await
+    }
+
+    async fn columns(&self) -> Result<Option<String>, StoreError> {
+        Ok(self.statements().await?.columns.clone())
     }
 
     /// One index is for both.
     async fn upkeep(&self) -> Result<Upkeep, StoreError> {
+        let statements = self.statements().await?;
+        if statements.columns.is_some() {
+            let (unsent_index, dead_index) = self.existing_indexes(&statements).await?;
+            return Ok(Upkeep {
+                unsent_index,
+                dead_index,
+                vacuum: None,
+            });
+        }
         let index = Index {
             exists: self.unsent_index(&self.housekeeping).await?.is_some(),
             create: format!(
@@ -189,6 +261,46 @@ impl Operator for MySql {
             vacuum: None,
         })
     }
+}
+
+/// Takes row ids.
+fn replay(target: &Target) -> String {
+    let Target { outbox, failures, .. } = target;
+    match &target.bookkeeping {
+        Some([attempts, next, _, dead]) => format!(
+            "UPDATE {} SET o.{dead} = NULL, o.{attempts} = 0, o.{next} = NULL WHERE o.{dead} IS NOT NULL{}",
+            listed(target),
+            target.and_unsent()
+        ),
+        None => format!(
+            "DELETE b FROM {LISTED} {failures} AS b ON b.outbox = {outbox} AND b.id = w.id
+             WHERE b.dead_at IS NOT NULL AND {}",
+            target.has("b.id")
+        ),
+    }
+}
+
+/// Take row ids, one after the other; the first tells how many there were.
+fn discard(target: &Target) -> Vec<Arc<str>> {
+    let Target { outbox, failures, .. } = target;
+    let (rows, unsent) = (listed(target), target.and_unsent());
+    if let Some([.., dead]) = &target.bookkeeping {
+        return vec![format!("DELETE o FROM {rows} WHERE o.{dead} IS NOT NULL{unsent}").into()];
+    }
+    let refused = format!("{failures} AS b ON b.outbox = {outbox} AND b.id = w.id");
+    let mut statements: Vec<Arc<str>> =
+        vec![format!("DELETE o FROM {rows} STRAIGHT_JOIN {refused} WHERE b.dead_at IS NOT NULL{unsent}").into()];
+    if let Some(positions) = &target.positions {
+        statements.push(
+            format!(
+                "DELETE p FROM {LISTED} {positions} AS p ON p.outbox = {outbox} AND p.position = w.id
+                 STRAIGHT_JOIN {refused} WHERE b.dead_at IS NOT NULL"
+            )
+            .into(),
+        );
+    }
+    statements.push(format!("DELETE b FROM {LISTED} {refused} WHERE b.dead_at IS NOT NULL").into());
+    statements
 }
 
 /// Conditions, each with its `AND`.
@@ -234,6 +346,10 @@ impl Wanted {
 }
 
 impl Cells for MySqlRow {
+    fn width(&self) -> usize {
+        self.len()
+    }
+
     fn text(&self, index: usize) -> Result<Option<String>, sqlx::Error> {
         text(self, index)
     }

@@ -7,10 +7,10 @@ use sqlx::mysql::MySqlRow;
 use std::time::Duration;
 use uuid::Uuid;
 
-use crate::message::{OrderingKey, OutboxRow, Payload, RowId};
+use crate::message::{MessageId, OrderingKey, OutboxRow, Payload, RowId};
 use crate::store::leases::LeaseRow;
 use crate::store::purge::Window;
-use crate::store::values::{self, attempts, count, decode, derived_message_id, epoch, span};
+use crate::store::values::{self, attempts, count, decode, derived_message_id, epoch, span, with_headers};
 use crate::store::{BACKLOG_CAP, Backlog, StoreError, Stub};
 
 /// Bytes of a UUID that is not text.
@@ -28,7 +28,7 @@ pub(super) fn outbox_row(row: &MySqlRow, table: &str) -> Result<OutboxRow, sqlx:
         ordering_key: text(row, 4)?.map(|key| OrderingKey::new(&key)),
         kind: text(row, 5)?,
         content_type: text(row, 6)?.unwrap_or_else(|| "application/json".to_owned()),
-        headers: text(row, 7)?.unwrap_or_else(|| "{}".to_owned()),
+        headers: with_headers(text(row, 7)?, header_columns(row, 15)?),
         properties: text(row, 8)?.unwrap_or_else(|| "{}".to_owned()),
         payload: payload(row)?,
         created_at: epoch(created),
@@ -38,17 +38,22 @@ pub(super) fn outbox_row(row: &MySqlRow, table: &str) -> Result<OutboxRow, sqlx:
     })
 }
 
-/// A UUID as its 16 bytes or as text in any spelling. Anything else still names the row on every copy of its message.
-pub(super) fn message_id(row: &MySqlRow, fallback: &str) -> Result<Uuid, sqlx::Error> {
-    let Some(bytes) = bytes(row, 1)? else {
-        return Ok(derived_message_id(fallback));
-    };
-    // By length: the flag of a binary column is set for text that is compared by its bytes as well.
-    let parsed = match bytes.len() {
-        UUID_BYTES => Uuid::from_slice(bytes).ok(),
-        _ => Uuid::try_parse_ascii(bytes).ok(),
-    };
-    Ok(parsed.unwrap_or_else(|| derived_message_id(&values::text(bytes))))
+/// A UUID as its 16 bytes, or any text that is not empty.
+pub(super) fn message_id(row: &MySqlRow, fallback: &str) -> Result<MessageId, sqlx::Error> {
+    Ok(match bytes(row, 1)? {
+        None | Some([]) => derived_message_id(fallback),
+        // The flag of a binary column is set for text that is compared by its bytes as well. A UUID's ninth byte has its
+        // high bit set (RFC 9562, 4.1), so that it never looks like ASCII text.
+        Some(bytes) if bytes.len() == UUID_BYTES && !bytes.is_ascii() => {
+            Uuid::from_slice(bytes).unwrap_or_default().into()
+        }
+        Some(bytes) => MessageId::new(&values::text(bytes)),
+    })
+}
+
+/// The headers that are columns, which stand behind all others where there are any.
+pub(super) fn header_columns(row: &MySqlRow, index: usize) -> Result<Option<String>, sqlx::Error> {
+    if row.len() > index { text(row, index) } else { Ok(None) }
 }
 
 /// The bytes as they came. A null payload has no size.

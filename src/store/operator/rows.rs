@@ -1,11 +1,9 @@
 //! From rows of whatever database to what they say: each names the columns in the order of its statements.
 
-use uuid::Uuid;
-
 use super::{DeadLetter, WaitingKey};
-use crate::message::{OrderingKey, RowId};
+use crate::message::{MessageId, OrderingKey, RowId};
 use crate::store::leases::OwnershipRow;
-use crate::store::values::{attempts, count, span};
+use crate::store::values::{attempts, count, span, with_headers};
 
 /// The values of a row, by the number of their column.
 pub(in crate::store) trait Cells {
@@ -17,6 +15,9 @@ pub(in crate::store) trait Cells {
 
     /// A double, mostly of seconds.
     fn double(&self, index: usize) -> Result<Option<f64>, sqlx::Error>;
+
+    /// How many columns there are.
+    fn width(&self) -> usize;
 
     /// Text that is never null.
     fn word(&self, index: usize) -> Result<String, sqlx::Error> {
@@ -31,8 +32,11 @@ pub(in crate::store) trait Cells {
 
 /// A row that was given up: id, message id (which only its database can read, column 1), exchange, routing key, ordering
 /// key, type, content type, headers, properties, bytes of the body, attempts, last error, and in seconds since 1970 when
-/// it was created and given up.
-pub(in crate::store) fn dead_letter(row: &impl Cells, message_id: Option<Uuid>) -> Result<DeadLetter, sqlx::Error> {
+/// it was created and given up; then the headers that are columns, if there are any.
+pub(in crate::store) fn dead_letter(
+    row: &impl Cells,
+    message_id: Option<MessageId>,
+) -> Result<DeadLetter, sqlx::Error> {
     Ok(DeadLetter {
         id: RowId(row.number(0)?),
         message_id,
@@ -41,7 +45,10 @@ pub(in crate::store) fn dead_letter(row: &impl Cells, message_id: Option<Uuid>) 
         ordering_key: row.text(4)?,
         kind: row.text(5)?,
         content_type: row.text(6)?,
-        headers: row.text(7)?,
+        headers: match row.width() {
+            ..=14 => row.text(7)?,
+            _ => Some(with_headers(row.text(7)?, row.text(14)?)),
+        },
         properties: row.text(8)?,
         payload_bytes: row.integer(9)?.map(count),
         attempts: attempts(row.number(10)?),

@@ -4,11 +4,13 @@ use sqlx::Row as _;
 use sqlx::postgres::PgRow;
 use tracing::warn;
 
+use super::source::Postgres;
 use super::statements::Size;
 use crate::config::{OnSent, TableName};
-use crate::store::StoreError;
 use crate::store::columns::{Column, WRITTEN, check, missing};
+use crate::store::layout::Layout;
 use crate::store::values::unreadable;
+use crate::store::{StoreError, StoreOptions};
 
 /// One row for each column; one row without a column for a table without columns; none without a table. The privilege
 /// functions are asked by column, as a role may have been granted single ones.
@@ -20,9 +22,14 @@ SELECT c.relkind::text, a.attname::text,
        has_table_privilege(c.oid, 'DELETE'),
        row_security_active(c.oid),
        quote_ident(current_user),
-       current_setting('transaction_read_only') = 'on'
+       current_setting('transaction_read_only') = 'on',
+       NOT coalesce(a.attnotnull, false),
+       coalesce(a.attidentity <> '' OR pg_get_expr(d.adbin, d.adrelid) LIKE 'nextval(%', false) OR EXISTS (
+           SELECT FROM pg_catalog.pg_index AS i WHERE i.indrelid = c.oid AND i.indisunique AND i.indisvalid
+               AND i.indpred IS NULL AND i.indnkeyatts = 1 AND i.indkey[0] = a.attnum)
 FROM pg_catalog.pg_class c
 LEFT JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+LEFT JOIN pg_catalog.pg_attrdef d ON d.adrelid = c.oid AND d.adnum = a.attnum
 LEFT JOIN pg_catalog.pg_type t ON t.oid = a.atttypid
 WHERE c.oid = to_regclass($1)";
 
@@ -62,26 +69,10 @@ struct Granted {
 
 /// Judges the answer to [`QUERY`]; what the statements need to know of the table.
 pub(super) fn judge(rows: &[PgRow], table: &TableName, on_sent: OnSent) -> Result<Size, StoreError> {
-    let Some(first) = rows.first() else {
-        return Err(missing(&format!(
-            "table {table} does not exist, or the role may not see its schema"
-        )));
-    };
-    let relation: String = first.try_get(0).map_err(|error| unreadable(&error))?;
-    check_relation(&relation, table)?;
-    let columns = columns(rows)?;
+    let columns = relation(rows, table)?;
     check(columns.iter().map(|granted| &granted.column), COLUMNS, table)?;
-    if first.try_get(8).map_err(|error| unreadable(&error))? {
-        return Err(StoreError::Denied(
-            "the server takes no writes (a standby, or default_transaction_read_only is on)".to_owned(),
-        ));
-    }
-    let role: String = first.try_get(7).map_err(|error| unreadable(&error))?;
-    let deletable: bool = first.try_get(5).map_err(|error| unreadable(&error))?;
-    check_privileges(&columns, deletable || on_sent == OnSent::Mark, &role, table, on_sent)?;
-    if first.try_get::<bool, _>(6).unwrap_or(false) {
-        warn!(%table, role, "row-level security applies to this role: rows it hides are never sent");
-    }
+    let read: Vec<&str> = COLUMNS.iter().map(|(name, _)| *name).collect();
+    check_role(rows, &columns, &read, WRITTEN, table, on_sent)?;
     let payload = columns
         .iter()
         .map(|granted| &granted.column)
@@ -91,6 +82,54 @@ pub(super) fn judge(rows: &[PgRow], table: &TableName, on_sent: OnSent) -> Resul
         Some("json" | "jsonb") => Size::OfText,
         _ => Size::OfColumn,
     })
+}
+
+/// The same for a table that `migrate` did not make.
+pub(super) fn judge_mapped(rows: &[PgRow], options: &StoreOptions) -> Result<Layout, StoreError> {
+    let (table, on_sent) = (&options.table, options.on_sent);
+    let granted = relation(rows, table)?;
+    let columns: Vec<Column> = granted.iter().map(|granted| granted.column.clone()).collect();
+    let layout = Layout::new(&options.mapping, &columns, table, on_sent, &Postgres)?;
+    check_role(rows, &granted, &layout.read(), &layout.written(on_sent), table, on_sent)?;
+    Ok(layout)
+}
+
+/// The columns of the table, if it is one.
+fn relation(rows: &[PgRow], table: &TableName) -> Result<Vec<Granted>, StoreError> {
+    let Some(first) = rows.first() else {
+        return Err(missing(&format!(
+            "table {table} does not exist, or the role may not see its schema"
+        )));
+    };
+    let relation: String = first.try_get(0).map_err(|error| unreadable(&error))?;
+    check_relation(&relation, table)?;
+    columns(rows)
+}
+
+fn check_role(
+    rows: &[PgRow],
+    columns: &[Granted],
+    read: &[&str],
+    written: &[&str],
+    table: &TableName,
+    on_sent: OnSent,
+) -> Result<(), StoreError> {
+    let Some(first) = rows.first() else { return Ok(()) };
+    if first.try_get(8).map_err(|error| unreadable(&error))? {
+        return Err(StoreError::Denied(
+            "the server takes no writes (a standby, or default_transaction_read_only is on): name the primary in \
+             RELAY_DATABASE_URL"
+                .to_owned(),
+        ));
+    }
+    let role: String = first.try_get(7).map_err(|error| unreadable(&error))?;
+    let deletable: bool = first.try_get(5).map_err(|error| unreadable(&error))?;
+    let may_delete = deletable || on_sent == OnSent::Mark;
+    check_privileges(columns, (read, written), may_delete, &role, table, on_sent)?;
+    if first.try_get::<bool, _>(6).unwrap_or(false) {
+        warn!(%table, role, "row-level security applies to this role: rows it hides are never sent");
+    }
+    Ok(())
 }
 
 fn check_relation(kind: &str, table: &TableName) -> Result<(), StoreError> {
@@ -112,6 +151,9 @@ fn columns(rows: &[PgRow]) -> Result<Vec<Granted>, StoreError> {
             column: Column {
                 name,
                 kind: row.try_get(2)?,
+                nullable: row.try_get(9)?,
+                unique: row.try_get(10)?,
+                collation: None,
             },
             readable: row.try_get(3)?,
             writable: row.try_get(4)?,
@@ -125,13 +167,15 @@ fn columns(rows: &[PgRow]) -> Result<Vec<Granted>, StoreError> {
 
 fn check_privileges(
     columns: &[Granted],
+    (read, written): (&[&str], &[&str]),
     may_delete: bool,
     role: &str,
     table: &TableName,
     on_sent: OnSent,
 ) -> Result<(), StoreError> {
-    let used = |granted: &&Granted| COLUMNS.iter().any(|(name, _)| *name == granted.column.name);
-    let written = |granted: &&Granted| WRITTEN.contains(&granted.column.name.as_str());
+    let used = |granted: &&Granted| read.contains(&granted.column.name.as_str());
+    let written = |granted: &&Granted| written.contains(&granted.column.name.as_str());
+    let may_update = columns.iter().any(|granted| written(&granted));
     let mut lacking = Vec::new();
     if !columns.iter().filter(used).all(|granted| granted.readable) {
         lacking.push("SELECT");
@@ -146,9 +190,10 @@ fn check_privileges(
         return Ok(());
     }
     // The purge of rows that are marked deletes, too, but the relay can do without it.
-    let wanted = match on_sent {
-        OnSent::Mark => "SELECT, UPDATE, DELETE (for the purge)",
-        OnSent::Delete => "SELECT, UPDATE, DELETE",
+    let wanted = match (on_sent, may_update) {
+        (OnSent::Mark, _) => "SELECT, UPDATE, DELETE (for the purge)",
+        (OnSent::Delete, true) => "SELECT, UPDATE, DELETE",
+        (OnSent::Delete, false) => "SELECT, DELETE",
     };
     let lacking = lacking.join(", ");
     Err(StoreError::Denied(format!(

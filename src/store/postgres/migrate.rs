@@ -7,9 +7,9 @@ use sqlx::{AssertSqlSafe, Connection, Row as _};
 
 use super::connect::Connector;
 use super::error::classify;
-use crate::config::TableName;
+use crate::config::{Mapping, TableName};
 use crate::store::StoreError;
-use crate::store::migrate::{Applied, Migration, book, printed, record, render};
+use crate::store::migrate::{Applied, EXISTING, Migration, book, printed, record, render, wanted};
 use crate::store::slot::within;
 
 const MIGRATIONS: &[Migration] = &[
@@ -23,6 +23,11 @@ const MIGRATIONS: &[Migration] = &[
         name: "leases",
         sql: include_str!("../../../migrations/postgres/0002_leases.sql"),
     },
+    Migration {
+        version: EXISTING,
+        name: "tables for an existing outbox",
+        sql: include_str!("../../../migrations/postgres/0003_existing.sql"),
+    },
 ];
 
 /// An index on a table that already has rows may take a while.
@@ -32,10 +37,14 @@ const TIMEOUT: Duration = Duration::from_secs(600);
 const LOCK: &str = "SELECT pg_advisory_xact_lock(122550254464888)";
 
 /// Runs what is not in the book yet.
-pub(super) async fn migrate(connector: &Connector, table: &TableName) -> Result<Vec<Applied>, StoreError> {
+pub(super) async fn migrate(
+    connector: &Connector,
+    table: &TableName,
+    mapping: &Mapping,
+) -> Result<Vec<Applied>, StoreError> {
     within(TIMEOUT, async {
         let mut connection = connector.connect_unbounded().await?;
-        let applied = in_transaction(&mut connection, table)
+        let applied = in_transaction(&mut connection, table, mapping)
             .await
             .map_err(|error| explain(&error, table))?;
         // The work is committed; a goodbye that fails changes nothing.
@@ -60,10 +69,14 @@ pub(super) async fn run_script(connector: &Connector, sql: String) -> Result<(),
 }
 
 /// Dropped connections roll back, so that an error needs no hand of its own.
-async fn in_transaction(connection: &mut PgConnection, table: &TableName) -> Result<Vec<Applied>, sqlx::Error> {
+async fn in_transaction(
+    connection: &mut PgConnection,
+    table: &TableName,
+    mapping: &Mapping,
+) -> Result<Vec<Applied>, sqlx::Error> {
     run(connection, format!("BEGIN; {LOCK}; {}", create_book(table))).await?;
     let mut applied = Vec::new();
-    for migration in MIGRATIONS {
+    for migration in wanted(MIGRATIONS, mapping) {
         if is_recorded(connection, migration, table).await? {
             continue;
         }
@@ -113,9 +126,9 @@ fn create_book(table: &TableName) -> String {
 }
 
 /// See [`super::migration_sql`].
-pub(super) fn sql(table: &TableName) -> String {
+pub(super) fn sql(table: &TableName, mapping: &Mapping) -> String {
     let opening = format!("BEGIN;\n\n{LOCK};\n\n{}", create_book(table));
-    printed(&opening, MIGRATIONS, table, record, "COMMIT")
+    printed(&opening, wanted(MIGRATIONS, mapping), table, record, "COMMIT")
 }
 
 fn explain(error: &sqlx::Error, table: &TableName) -> StoreError {

@@ -6,10 +6,10 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use sqlx::postgres::PgRow;
-use sqlx::{Row as _, TypeInfo as _, ValueRef as _};
+use sqlx::{AssertSqlSafe, Row as _, TypeInfo as _, ValueRef as _};
 
-use super::rows::text;
-use super::statements::{DUE, OPEN, Size};
+use super::rows::{message_id, text};
+use super::statements::{DUE, Size, Statements, open};
 use super::{Postgres, decode, decode_one, lease_dialect};
 use crate::message::RowId;
 use crate::store::operator::rows::{Cells, dead_letter, owner, reason, waiting_key};
@@ -17,12 +17,18 @@ use crate::store::operator::{
     Database, DeadFilter, DeadLetter, Index, Operator, Ownership, Upkeep, Vacuum, WAITING_SCAN, WaitingKey,
     count_reasons, reason_of,
 };
+use crate::store::source::{Source, Target};
 use crate::store::values::{count, raw, seconds, span};
 use crate::store::{StoreError, leases};
 
-/// Dead letters. The last line says nothing new, but keeps the planner on their partial index; see [`OPEN`].
-const DEAD: &str = "o.dead_at IS NOT NULL AND o.sent_at IS NULL
-AND (o.dead_at IS NOT NULL OR to_tsvector('pg_catalog.simple'::regconfig, o.id::text) IS NULL)";
+/// Dead letters. The last line says nothing new, but keeps the planner on their partial index; see [`open`].
+fn dead(source: &Source) -> String {
+    format!(
+        "{}
+AND (o.dead_at IS NOT NULL OR to_tsvector('pg_catalog.simple'::regconfig, o.id::text) IS NULL)",
+        source.given_up()
+    )
+}
 
 /// Any index of the right rows will do, whatever its name.
 const INDEXES: &str = "\
@@ -32,6 +38,14 @@ FROM (SELECT pg_get_expr(x.indpred, x.indrelid) AS predicate
       FROM pg_catalog.pg_index AS x
       JOIN pg_catalog.pg_attribute AS a ON a.attrelid = x.indrelid AND a.attnum = x.indkey[0] AND a.attname = 'id'
       WHERE x.indrelid = to_regclass($1) AND x.indisvalid) AS i";
+
+/// Whether an index of `$1` has the column `$2` in its condition, or first among its own.
+const INDEX_OF: &str = "\
+SELECT EXISTS (
+    SELECT FROM pg_catalog.pg_index AS x
+    JOIN pg_catalog.pg_attribute AS a ON a.attrelid = x.indrelid AND a.attnum = x.indkey[0]
+    WHERE x.indrelid = to_regclass($1) AND x.indisvalid
+      AND (a.attname = $2 OR position(quote_ident($2) IN pg_get_expr(x.indpred, x.indrelid)) > 0))";
 
 /// The table's own settings stand in `reloptions`, the server's hold where there are none.
 const VACUUM: &str = "\
@@ -67,6 +81,57 @@ impl Postgres {
     }
 }
 
+impl Postgres {
+    /// Whether a table that `migrate` did not make has the indexes for its reads: by the plan of a poll, without regard to
+    /// how few rows there are now.
+    async fn existing_indexes(&self, statements: &Statements) -> Result<(Index, Index), StoreError> {
+        let Target {
+            key,
+            sent,
+            bookkeeping,
+            unsent,
+            ..
+        } = &statements.source.target;
+        let poll = statements.head.replace("$1", "0").replace("$2", "1000");
+        let script = format!("BEGIN; SET LOCAL enable_seqscan = off; EXPLAIN (COSTS OFF) {poll}; ROLLBACK");
+        let plan = self
+            .call(&self.housekeeping, async |connection| {
+                sqlx::raw_sql(AssertSqlSafe(script)).fetch_all(connection).await
+            })
+            .await?;
+        let lines = decode(&plan, |row| Ok(text(row, 0)?.unwrap_or_default()))?;
+        let scans = lines
+            .iter()
+            .any(|line| line.contains("Seq Scan on ") && (line.ends_with(" a") || line.ends_with(" r")));
+        let mut unsent_here = !scans;
+        if let Some(sent) = sent {
+            unsent_here &= self.has_index_of(sent).await?;
+        }
+        let index = |exists, of: String| Index {
+            exists,
+            create: format!("CREATE INDEX CONCURRENTLY ON {} ({key}){of}", self.table),
+        };
+        let of_unsent = match unsent.as_str() {
+            "" => String::new(),
+            unsent => format!(" WHERE {}", unsent.replace("o.", "")),
+        };
+        let dead = match bookkeeping {
+            Some([.., dead]) => index(self.has_index_of(dead).await?, format!(" WHERE {dead} IS NOT NULL")),
+            // They are few, and in a table of their own.
+            None => index(true, String::new()),
+        };
+        Ok((index(unsent_here, of_unsent), dead))
+    }
+
+    /// Whether an index has this column (as it stands in SQL) in its condition, or first among its own.
+    async fn has_index_of(&self, column: &str) -> Result<bool, StoreError> {
+        let sql: Arc<str> = INDEX_OF.into();
+        let name = column.trim_matches('"').replace("\"\"", "\"");
+        let query = self.query(&sql).bind(self.table.as_str()).bind(name);
+        decode_one(&self.rows(&self.housekeeping, query).await?, |row| row.try_get(0))
+    }
+}
+
 #[async_trait]
 impl Operator for Postgres {
     async fn database(&self) -> Result<Database, StoreError> {
@@ -86,39 +151,50 @@ impl Operator for Postgres {
     }
 
     async fn dead_reasons(&self) -> Result<Vec<(String, u64)>, StoreError> {
-        let dead = format!("{} AS o WHERE {DEAD} ORDER BY o.id", self.table);
+        let statements = self.statements().await?;
+        let source = &statements.source;
+        let dead = format!("{} WHERE {} ORDER BY o.id", source.dead, dead(source));
         decode(&self.ask(count_reasons("o.last_error", &dead)).await?, reason)
     }
 
     async fn waiting_keys(&self, limit: u32) -> Result<Vec<WaitingKey>, StoreError> {
+        let statements = self.statements().await?;
+        let (from, open) = (&statements.source.reads, open(&statements.source));
         let sql = format!(
             "SELECT k, id, attempts, due, last_error
              FROM (SELECT DISTINCT ON (k) k, id, attempts, due, last_error
                    FROM (SELECT o.ordering_key AS k, o.id::bigint AS id, coalesce(o.attempts, 0)::bigint AS attempts, {DUE} AS due,
                                 o.last_error
-                         FROM {} AS o WHERE {OPEN} ORDER BY o.id LIMIT {WAITING_SCAN}) AS unsent
+                         FROM {from} WHERE {open} ORDER BY o.id LIMIT {WAITING_SCAN}) AS unsent
                    WHERE k IS NOT NULL AND due > 0 ORDER BY k, id) AS keys
-             ORDER BY id LIMIT {limit}",
-            self.table
+             ORDER BY id LIMIT {limit}"
         );
         decode(&self.ask(sql).await?, waiting_key)
     }
 
     async fn dead_letters(&self, filter: &DeadFilter, after: RowId, limit: u32) -> Result<Vec<DeadLetter>, StoreError> {
         let octets = self.payload_size().await?;
+        let statements = self.statements().await?;
+        let source = &statements.source;
+        let more = if source.header_columns {
+            ", o.header_columns"
+        } else {
+            ""
+        };
         let age = "date_part('epoch', clock_timestamp()) - date_part('epoch', o.dead_at)";
         let sql: Arc<str> = format!(
             "SELECT o.id::bigint, o.message_id, o.exchange, o.routing_key, o.ordering_key, o.type, o.content_type, o.headers::text,
                     o.properties::text, {octets}::bigint, coalesce(o.attempts, 0)::bigint, o.last_error,
-                    date_part('epoch', o.created_at), date_part('epoch', o.dead_at)
-             FROM {} AS o
-             WHERE {DEAD} AND o.id > $1 AND ($2::bigint[] = '{{}}' OR o.id = ANY($2))
+                    date_part('epoch', o.created_at), date_part('epoch', o.dead_at){more}
+             FROM {}
+             WHERE {} AND o.id > $1 AND ($2::bigint[] = '{{}}' OR o.id = ANY($2))
                AND ($3::text IS NULL OR {} = $3)
                AND ($4::text IS NULL OR coalesce(o.exchange, $5) = $4)
                AND ($6::text IS NULL OR o.ordering_key = $6)
                AND ($7::float8 IS NULL OR {age} > $7) AND ($8::float8 IS NULL OR {age} < $8)
              ORDER BY o.id LIMIT $9",
-            self.table,
+            source.dead,
+            dead(source),
             reason_of("o.last_error")
         )
         .into();
@@ -134,7 +210,7 @@ impl Operator for Postgres {
             .bind(filter.newer_than.map(seconds))
             .bind(i64::from(limit));
         decode(&self.rows(&self.housekeeping, query).await?, |row| {
-            dead_letter(row, row.try_get(1)?)
+            dead_letter(row, message_id(row)?)
         })
     }
 
@@ -143,7 +219,14 @@ impl Operator for Postgres {
             Size::OfText => "convert_to(o.payload::text, 'UTF8')",
             Size::OfColumn => "o.payload",
         };
-        let sql: Arc<str> = format!("SELECT {body} FROM {} AS o WHERE {DEAD} AND o.id = $1", self.table).into();
+        let statements = self.statements().await?;
+        let source = &statements.source;
+        let sql: Arc<str> = format!(
+            "SELECT {body} FROM {} WHERE {} AND o.id = $1",
+            source.dead,
+            dead(source)
+        )
+        .into();
         let rows = self.rows(&self.housekeeping, self.query(&sql).bind(id.0)).await?;
         let bodies = decode(&rows, |row| {
             let value = row.try_get_raw(0)?;
@@ -153,19 +236,17 @@ impl Operator for Postgres {
     }
 
     async fn replay(&self, ids: &[RowId]) -> Result<u64, StoreError> {
-        let sql = format!(
-            "UPDATE {} AS o SET dead_at = NULL, attempts = 0, next_attempt_at = NULL WHERE o.id = ANY($1) AND {DEAD}",
-            self.table
-        );
-        self.change(sql, ids).await
+        let statements = self.statements().await?;
+        self.change(replay(&statements.source), ids).await
     }
 
     async fn discard(&self, ids: &[RowId]) -> Result<u64, StoreError> {
-        self.change(
-            format!("DELETE FROM {} AS o WHERE o.id = ANY($1) AND {DEAD}", self.table),
-            ids,
-        )
-        .await
+        let statements = self.statements().await?;
+        self.change(discard(&statements.source), ids).await
+    }
+
+    async fn columns(&self) -> Result<Option<String>, StoreError> {
+        Ok(self.statements().await?.columns.clone())
     }
 
     async fn upkeep(&self) -> Result<Upkeep, StoreError> {
@@ -174,11 +255,20 @@ impl Operator for Postgres {
             self.rows(&self.housekeeping, self.query(&sql).bind(self.table.as_str()))
                 .await
         };
-        let indexes = ask(INDEXES).await?;
-        let (unsent, dead) = decode_one(&indexes, |row| Ok((row.try_get(0)?, row.try_get(1)?)))?;
-        let index = |exists: bool, of: &str| Index {
-            exists,
-            create: format!("CREATE INDEX CONCURRENTLY ON {} (id) WHERE {of}", self.table),
+        let statements = self.statements().await?;
+        let (unsent_index, dead_index) = match &statements.columns {
+            None => {
+                let (unsent, dead) = decode_one(&ask(INDEXES).await?, |row| Ok((row.try_get(0)?, row.try_get(1)?)))?;
+                let index = |exists: bool, of: &str| Index {
+                    exists,
+                    create: format!("CREATE INDEX CONCURRENTLY ON {} (id) WHERE {of}", self.table),
+                };
+                (
+                    index(unsent, "sent_at IS NULL AND dead_at IS NULL"),
+                    index(dead, "dead_at IS NOT NULL"),
+                )
+            }
+            Some(_) => self.existing_indexes(&statements).await?,
         };
         let vacuum = decode(&ask(VACUUM).await?, |row| {
             Ok(Vacuum {
@@ -189,14 +279,81 @@ impl Operator for Postgres {
             })
         })?;
         Ok(Upkeep {
-            unsent_index: index(unsent, "sent_at IS NULL AND dead_at IS NULL"),
-            dead_index: index(dead, "dead_at IS NOT NULL"),
+            unsent_index,
+            dead_index,
             vacuum: vacuum.into_iter().next(),
         })
     }
 }
 
+/// That a row, named `o`, is a dead letter in its own table.
+fn dead_here(target: &Target, dead: &str) -> String {
+    match target.unsent.as_str() {
+        "" => format!("o.{dead} IS NOT NULL"),
+        unsent => format!("o.{dead} IS NOT NULL AND {unsent}"),
+    }
+}
+
+/// `$1`: row ids.
+fn replay(source: &Source) -> String {
+    let Target {
+        table,
+        key,
+        outbox,
+        failures,
+        bookkeeping,
+        ..
+    } = &source.target;
+    match bookkeeping {
+        Some([attempts, next, _, dead]) => format!(
+            "UPDATE {table} AS o SET {dead} = NULL, {attempts} = 0, {next} = NULL WHERE o.{key} = ANY($1) AND {}",
+            dead_here(&source.target, dead)
+        ),
+        None => format!(
+            "DELETE FROM {failures} AS b WHERE b.outbox = {outbox} AND b.id = ANY($1) AND b.dead_at IS NOT NULL
+               AND EXISTS (SELECT FROM {} WHERE o.id = b.id AND {})",
+            source.by_id,
+            source.given_up()
+        ),
+    }
+}
+
+/// `$1`: row ids.
+fn discard(source: &Source) -> String {
+    let Target {
+        table,
+        key,
+        outbox,
+        failures,
+        bookkeeping,
+        positions,
+        key_there,
+        ..
+    } = &source.target;
+    if let Some([.., dead]) = bookkeeping {
+        let dead = dead_here(&source.target, dead);
+        return format!("DELETE FROM {table} AS o WHERE o.{key} = ANY($1) AND {dead}");
+    }
+    let unsent = source.target.and_unsent();
+    let freed = format!(
+        "WITH freed AS (DELETE FROM {failures} AS b WHERE b.outbox = {outbox} AND b.id = ANY($1) AND b.dead_at IS NOT NULL
+                        RETURNING b.id)"
+    );
+    match positions {
+        None => format!("{freed} DELETE FROM {table} AS o WHERE o.{key} = ANY(ARRAY(SELECT id FROM freed)){unsent}"),
+        Some(positions) => format!(
+            "{freed}, gone AS (DELETE FROM {positions} AS p WHERE p.outbox = {outbox}
+                                AND p.position = ANY(ARRAY(SELECT id FROM freed)) RETURNING {key_there} AS key)
+             DELETE FROM {table} AS o WHERE o.{key} = ANY(ARRAY(SELECT key FROM gone)){unsent}"
+        ),
+    }
+}
+
 impl Cells for PgRow {
+    fn width(&self) -> usize {
+        self.len()
+    }
+
     fn text(&self, index: usize) -> Result<Option<String>, sqlx::Error> {
         text(self, index)
     }

@@ -4,10 +4,10 @@ use sqlx::postgres::PgRow;
 use sqlx::{Row as _, TypeInfo as _, ValueRef as _};
 use uuid::Uuid;
 
-use crate::message::{OrderingKey, OutboxRow, Payload, RowId};
+use crate::message::{MessageId, OrderingKey, OutboxRow, Payload, RowId};
 use crate::store::leases::LeaseRow;
 use crate::store::purge::Window;
-use crate::store::values::{self, attempts, count, derived_message_id, epoch, span};
+use crate::store::values::{self, attempts, count, derived_message_id, epoch, span, with_headers};
 use crate::store::{BACKLOG_CAP, Backlog, OpenTransactions, Probe, Stub};
 
 /// Before the text of a `jsonb` stands the version of its format.
@@ -17,16 +17,15 @@ const JSONB_VERSION_BYTES: usize = 1;
 pub(super) fn outbox_row(row: &PgRow, table: &str) -> Result<OutboxRow, sqlx::Error> {
     let id: i64 = row.try_get(0)?;
     let created: Option<f64> = row.try_get(9)?;
-    let message_id: Option<Uuid> = row.try_get(1)?;
     Ok(OutboxRow {
         id: RowId(id),
-        message_id: message_id.unwrap_or_else(|| derived_message_id(&format!("{table}:{id}:{}", epoch(created)))),
+        message_id: message_id(row)?.unwrap_or_else(|| derived_message_id(&format!("{table}:{id}:{}", epoch(created)))),
         exchange: text(row, 2)?,
         routing_key: text(row, 3)?.unwrap_or_default(),
         ordering_key: text(row, 4)?.map(|key| OrderingKey::new(&key)),
         kind: text(row, 5)?,
         content_type: text(row, 6)?.unwrap_or_else(|| "application/json".to_owned()),
-        headers: text(row, 7)?.unwrap_or_else(|| "{}".to_owned()),
+        headers: with_headers(text(row, 7)?, header_columns(row, 15)?),
         properties: text(row, 8)?.unwrap_or_else(|| "{}".to_owned()),
         payload: payload(row)?,
         created_at: epoch(created),
@@ -34,6 +33,19 @@ pub(super) fn outbox_row(row: &PgRow, table: &str) -> Result<OutboxRow, sqlx::Er
         due_in: span(row.try_get(11)?),
         attempts: attempts(row.try_get(12)?),
     })
+}
+
+/// A UUID, or any text that is not empty.
+pub(super) fn message_id(row: &PgRow) -> Result<Option<MessageId>, sqlx::Error> {
+    if row.try_get_raw(1)?.type_info().name() == "UUID" {
+        return Ok(row.try_get::<Option<Uuid>, _>(1)?.map(MessageId::from));
+    }
+    Ok(text(row, 1)?.filter(|id| !id.is_empty()).map(|id| MessageId::new(&id)))
+}
+
+/// The headers that are columns, which stand behind all others where there are any.
+pub(super) fn header_columns(row: &PgRow, index: usize) -> Result<Option<String>, sqlx::Error> {
+    if row.len() > index { text(row, index) } else { Ok(None) }
 }
 
 /// The bytes as they came. A null payload has no size.

@@ -5,8 +5,8 @@ use sqlx::sqlite::SqliteRow;
 
 use crate::config::TableName;
 use crate::store::StoreError;
-use crate::store::columns::missing;
-use crate::store::values::unreadable;
+use crate::store::columns::{Column, missing};
+use crate::store::values::{decode, unreadable};
 
 /// One row for each column; none without a table. `?1` the table, `?2` its index of unsent rows.
 pub(super) const QUERY: &str = "\
@@ -14,6 +14,27 @@ SELECT s.type, p.name, p.type, (SELECT encoding FROM pragma_encoding),
        EXISTS (SELECT 1 FROM sqlite_schema AS i WHERE i.type = 'index' AND i.name = ?2 AND i.tbl_name = s.name)
 FROM sqlite_schema AS s JOIN pragma_table_info(s.name) AS p
 WHERE lower(s.name) = lower(?1) AND s.type IN ('table', 'view')";
+
+/// One row for each column of a table that `migrate` did not make; none without a table. `?1` the table.
+pub(super) const EXISTING: &str = "\
+SELECT s.type, p.name, p.type, (SELECT encoding FROM pragma_encoding), p.\"notnull\" = 0 AND p.pk = 0,
+       (p.pk = 1 AND (SELECT max(q.pk) FROM pragma_table_info(s.name) AS q) = 1) OR EXISTS (
+           SELECT 1 FROM pragma_index_list(s.name) AS i
+           WHERE i.\"unique\" AND NOT i.partial
+             AND (SELECT count(*) FROM pragma_index_info(i.name)) = 1
+             AND (SELECT c.name FROM pragma_index_info(i.name) AS c) = p.name),
+       s.sql LIKE '%AUTOINCREMENT%',
+       NOT EXISTS (SELECT 1 FROM pragma_table_list(s.name) AS l WHERE l.wr AND l.schema = 'main')
+FROM sqlite_schema AS s JOIN pragma_table_info(s.name) AS p
+WHERE lower(s.name) = lower(?1) AND s.type IN ('table', 'view')";
+
+/// A table that `migrate` did not make.
+pub(super) struct Existing {
+    pub(super) columns: Vec<Column>,
+    /// No id is given twice.
+    pub(super) autoincrement: bool,
+    pub(super) has_rowid: bool,
+}
 
 /// The columns the relay reads. Their declared types hardly bind SQLite, so that values are understood as they come.
 const COLUMNS: &[&str] = &[
@@ -47,8 +68,27 @@ pub(super) fn check_schema(table: &TableName) -> Result<(), StoreError> {
     }
 }
 
-/// Judges the answer to [`QUERY`]. True: the index of unsent rows is there.
-pub(super) fn judge(rows: &[SqliteRow], table: &TableName) -> Result<bool, StoreError> {
+/// Judges the answer to [`EXISTING`].
+pub(super) fn existing(rows: &[SqliteRow], table: &TableName) -> Result<Existing, StoreError> {
+    let first = relation(rows, table)?;
+    let column = |row: &SqliteRow| {
+        Ok(Column {
+            name: row.try_get(1)?,
+            kind: row.try_get::<String, _>(2)?.to_ascii_uppercase(),
+            nullable: row.try_get(4)?,
+            unique: row.try_get(5)?,
+            collation: None,
+        })
+    };
+    Ok(Existing {
+        columns: decode(rows, column)?,
+        autoincrement: first.try_get(6).map_err(|error| unreadable(&error))?,
+        has_rowid: first.try_get(7).map_err(|error| unreadable(&error))?,
+    })
+}
+
+/// The first row of either answer, if it is about a table that will do.
+fn relation<'a>(rows: &'a [SqliteRow], table: &TableName) -> Result<&'a SqliteRow, StoreError> {
     let Some(first) = rows.first() else {
         return Err(missing(&format!("table {table} does not exist")));
     };
@@ -62,6 +102,12 @@ pub(super) fn judge(rows: &[SqliteRow], table: &TableName) -> Result<bool, Store
             "the database's text encoding must be UTF-8".to_owned(),
         ));
     }
+    Ok(first)
+}
+
+/// Judges the answer to [`QUERY`]. True: the index of unsent rows is there.
+pub(super) fn judge(rows: &[SqliteRow], table: &TableName) -> Result<bool, StoreError> {
+    let first = relation(rows, table)?;
     let mut columns = Vec::with_capacity(rows.len());
     for row in rows {
         columns.push((text(row, 1)?.to_ascii_lowercase(), text(row, 2)?.to_ascii_uppercase()));

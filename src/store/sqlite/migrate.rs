@@ -8,9 +8,9 @@ use sqlx::{AssertSqlSafe, Connection, Row as _};
 use super::connect::Connector;
 use super::error::classify;
 use super::inspect::check_schema;
-use crate::config::TableName;
+use crate::config::{Mapping, TableName};
 use crate::store::StoreError;
-use crate::store::migrate::{Applied, Migration, book, printed, record, render};
+use crate::store::migrate::{Applied, EXISTING, Migration, book, printed, record, render, wanted};
 use crate::store::slot::within;
 
 const MIGRATIONS: &[Migration] = &[
@@ -24,17 +24,26 @@ const MIGRATIONS: &[Migration] = &[
         name: "leases",
         sql: include_str!("../../../migrations/sqlite/0002_leases.sql"),
     },
+    Migration {
+        version: EXISTING,
+        name: "tables for an existing outbox",
+        sql: include_str!("../../../migrations/sqlite/0003_existing.sql"),
+    },
 ];
 
 /// An index on a table that already has rows may take a while.
 const TIMEOUT: Duration = Duration::from_secs(600);
 
 /// Runs what is not in the book yet; makes the file where there is none.
-pub(super) async fn migrate(connector: &Connector, table: &TableName) -> Result<Vec<Applied>, StoreError> {
+pub(super) async fn migrate(
+    connector: &Connector,
+    table: &TableName,
+    mapping: &Mapping,
+) -> Result<Vec<Applied>, StoreError> {
     check_schema(table)?;
     within(TIMEOUT, async {
         let mut connection = connector.connect_or_create().await?;
-        let applied = in_transaction(&mut connection, table)
+        let applied = in_transaction(&mut connection, table, mapping)
             .await
             .map_err(|error| explain(&error, table))?;
         // The work is committed; a goodbye that fails changes nothing.
@@ -46,11 +55,15 @@ pub(super) async fn migrate(connector: &Connector, table: &TableName) -> Result<
 
 /// `IMMEDIATE`: a transaction that begins by reading cannot wait for another writer any more when it wants to write.
 /// Dropped connections roll back.
-async fn in_transaction(connection: &mut SqliteConnection, table: &TableName) -> Result<Vec<Applied>, sqlx::Error> {
+async fn in_transaction(
+    connection: &mut SqliteConnection,
+    table: &TableName,
+    mapping: &Mapping,
+) -> Result<Vec<Applied>, sqlx::Error> {
     run(connection, "BEGIN IMMEDIATE".to_owned()).await?;
     run(connection, create_book(table)).await?;
     let mut applied = Vec::new();
-    for migration in MIGRATIONS {
+    for migration in wanted(MIGRATIONS, mapping) {
         if is_recorded(connection, migration, table).await? {
             continue;
         }
@@ -97,12 +110,12 @@ fn create_book(table: &TableName) -> String {
 }
 
 /// See [`super::migration_sql`].
-pub(super) fn sql(table: &TableName) -> String {
+pub(super) fn sql(table: &TableName, mapping: &Mapping) -> String {
     let opening = format!(
         "PRAGMA journal_mode = WAL;\n\nBEGIN IMMEDIATE;\n\n{}",
         create_book(table)
     );
-    printed(&opening, MIGRATIONS, table, record, "COMMIT")
+    printed(&opening, wanted(MIGRATIONS, mapping), table, record, "COMMIT")
 }
 
 fn explain(error: &sqlx::Error, table: &TableName) -> StoreError {

@@ -7,7 +7,7 @@ use sqlx::Row as _;
 use sqlx::sqlite::SqliteRow;
 
 use super::rows::{bytes, message_id, number, text};
-use super::statements::{LISTED, NOW, OPEN, due, epoch};
+use super::statements::{NOW, Statements, due, epoch, target_listed};
 use super::{MAX_WRITE, Sqlite, Statement, decode, decode_one, lease_dialect, list};
 use crate::message::RowId;
 use crate::store::migrate::{dead_index, quoted, unsent_index};
@@ -16,10 +16,9 @@ use crate::store::operator::{
     Database, DeadFilter, DeadLetter, Index, Operator, Ownership, Upkeep, WAITING_SCAN, WaitingKey, count_reasons,
     reason_of,
 };
+use crate::store::source::Target;
 use crate::store::values::{self, raw, seconds};
 use crate::store::{StoreError, leases};
-
-const DEAD: &str = "o.dead_at IS NOT NULL AND o.sent_at IS NULL";
 
 impl Sqlite {
     async fn ask(&self, sql: String) -> Result<Vec<SqliteRow>, StoreError> {
@@ -51,18 +50,85 @@ impl Sqlite {
         })
     }
 
-    async fn dead_rows(&self) -> Result<String, StoreError> {
-        self.through(&dead_index(&self.options.table)).await
+    /// Where dead letters are read from.
+    async fn dead_rows(&self, statements: &Statements) -> Result<String, StoreError> {
+        match &statements.columns {
+            None => self.through(&dead_index(&self.options.table)).await,
+            Some(_) => Ok(statements.source.dead.clone()),
+        }
     }
 
-    /// In short statements, as each holds the only write lock.
-    async fn change(&self, sql: String, ids: &[RowId]) -> Result<u64, StoreError> {
-        let sql: Arc<str> = sql.into();
+    /// In short transactions, as each holds the only write lock.
+    async fn change(&self, statements: &[Arc<str>], ids: &[RowId]) -> Result<u64, StoreError> {
         let mut changed = 0;
         for ids in raw(ids).chunks(MAX_WRITE) {
-            changed += self.execute(&self.write, self.query(&sql).bind(list(ids))).await?;
+            changed += self.together(&self.write, statements, ids).await?;
         }
         Ok(changed)
+    }
+
+    /// Whether a table that `migrate` did not make has the indexes for its reads, by the plan of a poll.
+    async fn existing_indexes(&self, statements: &Statements) -> Result<(Index, Index), StoreError> {
+        let Target {
+            key,
+            sent,
+            bookkeeping,
+            unsent,
+            ..
+        } = &statements.source.target;
+        let plan = statements.head.replace("?1", "0").replace("?2", "1000");
+        let steps = decode(&self.ask(format!("EXPLAIN QUERY PLAN {plan}")).await?, |row| {
+            text(row, 3)
+        })?;
+        let step = steps
+            .into_iter()
+            .flatten()
+            .find(|step| step.starts_with("SCAN a") || step.starts_with("SEARCH a"));
+        let step = step.unwrap_or_default();
+        let index = |exists, of: String| Index {
+            exists,
+            create: format!(
+                "CREATE INDEX {} ON {} ({key}){of}",
+                quoted(&unsent_index(&self.options.table)),
+                self.table
+            ),
+        };
+        let partial = match unsent.as_str() {
+            "" => String::new(),
+            unsent => format!(" WHERE {}", unsent.replace("o.", "")),
+        };
+        // Through the key alone, a read goes over every row ever sent.
+        let good = step.starts_with("SEARCH a") && (sent.is_none() || self.has_index_of(sent).await?);
+        let dead = match bookkeeping {
+            Some([.., dead]) => Index {
+                exists: self.has_index_of(&Some(dead.clone())).await?,
+                create: format!(
+                    "CREATE INDEX {} ON {} ({key}) WHERE {dead} IS NOT NULL",
+                    quoted(&dead_index(&self.options.table)),
+                    self.table
+                ),
+            },
+            // They are few, and in a table of their own.
+            None => index(true, String::new()),
+        };
+        Ok((index(good, partial), dead))
+    }
+
+    /// Whether an index has this column in its condition, or first among its own.
+    async fn has_index_of(&self, column: &Option<String>) -> Result<bool, StoreError> {
+        let name = column
+            .as_deref()
+            .unwrap_or_default()
+            .trim_matches('"')
+            .replace("\"\"", "\"");
+        let query: Statement<'_> = sqlx::query(
+            "SELECT EXISTS (
+                 SELECT 1 FROM sqlite_schema AS s WHERE s.type = 'index' AND s.tbl_name = ?1 COLLATE NOCASE
+                   AND (lower(s.sql) LIKE '%where%' || lower(?2) || '%'
+                        OR (SELECT lower(c.name) FROM pragma_index_info(s.name) AS c WHERE c.seqno = 0) = lower(?2)))",
+        );
+        let query = query.bind(self.options.table.name()).bind(name);
+        decode_one(&self.rows(&self.housekeeping, query).await?, |row| row.try_get(0))
     }
 }
 
@@ -84,39 +150,56 @@ impl Operator for Sqlite {
     }
 
     async fn dead_reasons(&self) -> Result<Vec<(String, u64)>, StoreError> {
-        let dead = format!("{} WHERE {DEAD} ORDER BY o.id", self.dead_rows().await?);
+        let statements = self.statements().await?;
+        let dead = format!(
+            "{} WHERE {} ORDER BY o.id",
+            self.dead_rows(&statements).await?,
+            statements.source.given_up()
+        );
         let sql = count_reasons("CAST(o.last_error AS TEXT)", &dead);
         decode(&self.ask(sql).await?, reason)
     }
 
     async fn waiting_keys(&self, limit: u32) -> Result<Vec<WaitingKey>, StoreError> {
+        let statements = self.statements().await?;
         // With `min`, the other columns are those of the row that has it: https://www.sqlite.org/lang_select.html#bareagg
         let sql = format!(
             "SELECT k, min(id), attempts, due, e
              FROM (SELECT CAST(o.ordering_key AS TEXT) AS k, o.id AS id, CAST(coalesce(o.attempts, 0) AS INTEGER) AS attempts, {} AS due,
                           CAST(o.last_error AS TEXT) AS e
-                   FROM {} WHERE {OPEN} ORDER BY o.id LIMIT {WAITING_SCAN})
+                   FROM {} WHERE {} ORDER BY o.id LIMIT {WAITING_SCAN})
              WHERE k IS NOT NULL AND due > 0 GROUP BY k ORDER BY 2 LIMIT {limit}",
             due(),
-            self.through(&unsent_index(&self.options.table)).await?
+            match &statements.columns {
+                None => self.through(&unsent_index(&self.options.table)).await?,
+                Some(_) => statements.source.reads.clone(),
+            },
+            statements.source.open()
         );
         decode(&self.ask(sql).await?, waiting_key)
     }
 
     async fn dead_letters(&self, filter: &DeadFilter, after: RowId, limit: u32) -> Result<Vec<DeadLetter>, StoreError> {
         let (dead, created) = (epoch("o.dead_at"), epoch("o.created_at"));
+        let statements = self.statements().await?;
+        let more = if statements.source.header_columns {
+            ", o.header_columns"
+        } else {
+            ""
+        };
         let sql: Arc<str> = format!(
             "SELECT o.id, o.message_id, o.exchange, o.routing_key, o.ordering_key, o.type, o.content_type, o.headers,
                     o.properties, octet_length(o.payload), CAST(coalesce(o.attempts, 0) AS INTEGER), o.last_error,
-                    {created}, {dead}
+                    {created}, {dead}{more}
              FROM {}
-             WHERE {DEAD} AND o.id > ?1 AND (?2 = '[]' OR o.id IN (SELECT value FROM json_each(?2)))
+             WHERE {} AND o.id > ?1 AND (?2 = '[]' OR o.id IN (SELECT value FROM json_each(?2)))
                AND (?3 IS NULL OR {} = ?3)
                AND (?4 IS NULL OR coalesce(CAST(o.exchange AS TEXT), ?5) = ?4)
                AND (?6 IS NULL OR CAST(o.ordering_key AS TEXT) = ?6)
                AND (?7 IS NULL OR {NOW} - {dead} > ?7) AND (?8 IS NULL OR {NOW} - {dead} < ?8)
              ORDER BY o.id LIMIT ?9",
-            self.dead_rows().await?,
+            self.dead_rows(&statements).await?,
+            statements.source.given_up(),
             reason_of("CAST(o.last_error AS TEXT)")
         )
         .into();
@@ -139,30 +222,44 @@ impl Operator for Sqlite {
     }
 
     async fn dead_payload(&self, id: RowId) -> Result<Option<Vec<u8>>, StoreError> {
-        let sql: Arc<str> = format!("SELECT o.payload FROM {} AS o WHERE {DEAD} AND o.id = ?1", self.table).into();
+        let statements = self.statements().await?;
+        let source = &statements.source;
+        let sql: Arc<str> = format!(
+            "SELECT o.payload FROM {} WHERE {} AND o.id = ?1",
+            source.dead,
+            source.given_up()
+        )
+        .into();
         let rows = self.rows(&self.housekeeping, self.query(&sql).bind(id.0)).await?;
         let bodies = decode(&rows, |row| Ok(bytes(row, 0)?.unwrap_or_default().to_vec()))?;
         Ok(bodies.into_iter().next())
     }
 
     async fn replay(&self, ids: &[RowId]) -> Result<u64, StoreError> {
-        let sql = format!(
-            "UPDATE {} AS o SET dead_at = NULL, attempts = 0, next_attempt_at = NULL WHERE {LISTED} AND {DEAD}",
-            self.table
-        );
-        self.change(sql, ids).await
+        let statements = self.statements().await?;
+        self.change(&[replay(&statements.source.target).into()], ids).await
     }
 
     async fn discard(&self, ids: &[RowId]) -> Result<u64, StoreError> {
-        self.change(
-            format!("DELETE FROM {} AS o WHERE {LISTED} AND {DEAD}", self.table),
-            ids,
-        )
-        .await
+        let statements = self.statements().await?;
+        self.change(&discard(&statements.source.target), ids).await
+    }
+
+    async fn columns(&self) -> Result<Option<String>, StoreError> {
+        Ok(self.statements().await?.columns.clone())
     }
 
     async fn upkeep(&self) -> Result<Upkeep, StoreError> {
         let table = &self.options.table;
+        let statements = self.statements().await?;
+        if statements.columns.is_some() {
+            let (unsent_index, dead_index) = self.existing_indexes(&statements).await?;
+            return Ok(Upkeep {
+                unsent_index,
+                dead_index,
+                vacuum: None,
+            });
+        }
         Ok(Upkeep {
             unsent_index: self
                 .index(unsent_index(table), "sent_at IS NULL AND dead_at IS NULL")
@@ -173,7 +270,65 @@ impl Operator for Sqlite {
     }
 }
 
+/// `?1`: row ids.
+fn replay(target: &Target) -> String {
+    let Target {
+        outbox,
+        failures,
+        table,
+        ..
+    } = target;
+    match &target.bookkeeping {
+        Some([attempts, next, _, dead]) => format!(
+            "UPDATE {table} AS o SET {dead} = NULL, {attempts} = 0, {next} = NULL WHERE {} AND o.{dead} IS NOT NULL{}",
+            target_listed(target),
+            target.and_unsent()
+        ),
+        None => format!(
+            "DELETE FROM {failures} AS b WHERE b.outbox = {outbox} AND b.id IN (SELECT value FROM json_each(?1))
+               AND b.dead_at IS NOT NULL AND {}",
+            target.has("b.id")
+        ),
+    }
+}
+
+/// Take row ids, one after the other; the first tells how many there were.
+fn discard(target: &Target) -> Vec<Arc<str>> {
+    let Target {
+        outbox,
+        failures,
+        table,
+        key,
+        ..
+    } = target;
+    let unsent = target.and_unsent();
+    if let Some([.., dead]) = &target.bookkeeping {
+        let listed = target_listed(target);
+        return vec![format!("DELETE FROM {table} AS o WHERE {listed} AND o.{dead} IS NOT NULL{unsent}").into()];
+    }
+    let dead = format!(
+        "SELECT b.id FROM {failures} AS b WHERE b.outbox = {outbox} AND b.dead_at IS NOT NULL
+           AND b.id IN (SELECT value FROM json_each(?1))"
+    );
+    let mut statements: Vec<Arc<str>> = Vec::new();
+    match &target.positions {
+        None => statements.push(format!("DELETE FROM {table} AS o WHERE o.{key} IN ({dead}){unsent}").into()),
+        Some(positions) => {
+            let keys =
+                format!("SELECT p.row_key FROM {positions} AS p WHERE p.outbox = {outbox} AND p.position IN ({dead})");
+            statements.push(format!("DELETE FROM {table} AS o WHERE o.{key} IN ({keys}){unsent}").into());
+            statements.push(format!("DELETE FROM {positions} WHERE outbox = {outbox} AND position IN ({dead})").into());
+        }
+    }
+    statements.push(format!("DELETE FROM {failures} WHERE outbox = {outbox} AND id IN ({dead})").into());
+    statements
+}
+
 impl Cells for SqliteRow {
+    fn width(&self) -> usize {
+        self.len()
+    }
+
     fn text(&self, index: usize) -> Result<Option<String>, sqlx::Error> {
         text(self, index)
     }

@@ -4,10 +4,10 @@ use sqlx::sqlite::SqliteRow;
 use sqlx::{Row as _, TypeInfo as _, ValueRef as _};
 use uuid::Uuid;
 
-use crate::message::{OrderingKey, OutboxRow, Payload, RowId};
+use crate::message::{MessageId, OrderingKey, OutboxRow, Payload, RowId};
 use crate::store::leases::LeaseRow;
 use crate::store::purge::Window;
-use crate::store::values::{self, attempts, count, derived_message_id, epoch, span};
+use crate::store::values::{self, attempts, count, derived_message_id, epoch, span, with_headers};
 use crate::store::{BACKLOG_CAP, Backlog, Stub};
 
 /// A row of a page.
@@ -24,7 +24,7 @@ pub(super) fn outbox_row(row: &SqliteRow, table: &str) -> Result<OutboxRow, sqlx
         ordering_key: text(row, 4)?.map(|key| OrderingKey::new(&key)),
         kind: text(row, 5)?,
         content_type: text(row, 6)?.unwrap_or_else(|| "application/json".to_owned()),
-        headers: text(row, 7)?.unwrap_or_else(|| "{}".to_owned()),
+        headers: with_headers(text(row, 7)?, header_columns(row, 15)?),
         properties: text(row, 8)?.unwrap_or_else(|| "{}".to_owned()),
         payload: payload(row)?,
         created_at: epoch(created),
@@ -34,17 +34,21 @@ pub(super) fn outbox_row(row: &SqliteRow, table: &str) -> Result<OutboxRow, sqlx
     })
 }
 
-/// A UUID as text in any spelling, or as its 16 bytes. Anything else still names the row on every copy of its message.
-pub(super) fn message_id(row: &SqliteRow, fallback: &str) -> Result<Uuid, sqlx::Error> {
+/// A UUID as its 16 bytes, or any text that is not empty.
+pub(super) fn message_id(row: &SqliteRow, fallback: &str) -> Result<MessageId, sqlx::Error> {
     let is_blob = row.try_get_raw(1)?.type_info().name() == "BLOB";
-    let Some(bytes) = bytes(row, 1)? else {
-        return Ok(derived_message_id(fallback));
-    };
-    let parsed = match is_blob {
-        true => Uuid::from_slice(bytes).ok(),
-        false => Uuid::try_parse_ascii(bytes).ok(),
-    };
-    Ok(parsed.unwrap_or_else(|| derived_message_id(&values::text(bytes))))
+    Ok(match bytes(row, 1)? {
+        None | Some([]) => derived_message_id(fallback),
+        Some(bytes) => match Uuid::from_slice(bytes) {
+            Ok(uuid) if is_blob => uuid.into(),
+            _ => MessageId::new(&values::text(bytes)),
+        },
+    })
+}
+
+/// The headers that are columns, which stand behind all others where there are any.
+pub(super) fn header_columns(row: &SqliteRow, index: usize) -> Result<Option<String>, sqlx::Error> {
+    if row.len() > index { text(row, index) } else { Ok(None) }
 }
 
 /// The bytes of the text or the blob. A null payload has no size.

@@ -1,10 +1,11 @@
-//! Every statement on the outbox table, built once from its name.
+//! Every statement on the outbox table, built once from its name and what is to be read from.
 
 use std::sync::Arc;
 
 use crate::config::{OnSent, TableName};
 use crate::store::leases::shares_table;
-use crate::store::migrate::{literal, quoted};
+use crate::store::migrate::quoted;
+use crate::store::source::{Source, Target};
 use crate::store::{BACKLOG_CAP, INLINE_PAYLOAD_BYTES, SCAN_HORIZON};
 
 /// Statement texts. Lists of ids are one JSON array, so that a text does not change with their number.
@@ -16,54 +17,127 @@ pub(super) struct Statements {
     pub(super) scan: Arc<str>,
     pub(super) probe: Arc<str>,
     pub(super) fetch: Arc<str>,
-    pub(super) mark: Arc<str>,
+    /// Run together; the first one tells how many rows there were.
+    pub(super) mark: Vec<Arc<str>>,
     pub(super) failures: Arc<str>,
+    /// Which entries of the relay's own tables belong to rows that are there; `None`: they are not used.
+    pub(super) tidy_look: Option<Arc<str>>,
+    /// Removes entries of the relay's own tables.
+    pub(super) free: Vec<Arc<str>>,
+    /// Tells whether rows have no number, and gives them one; `None`: they have.
+    pub(super) number: Option<[Arc<str>; 2]>,
     pub(super) dead_keys: Arc<str>,
-    pub(super) purge_window: Arc<str>,
+    /// `None`: nothing tells when a row was sent.
+    pub(super) purge_window: Option<Arc<str>>,
     pub(super) purge: Arc<str>,
     pub(super) backlog: Arc<str>,
     /// Changes nothing, but fails where nothing could be changed (unlike `BEGIN IMMEDIATE`).
     pub(super) touch: Arc<str>,
+    pub(super) source: Source,
+    /// For a person: which columns hold what; `None`: every one is under its own name.
+    pub(super) columns: Option<String>,
 }
 
-pub(super) const OPEN: &str = "o.sent_at IS NULL AND o.dead_at IS NULL";
 pub(super) const LISTED: &str = "o.id IN (SELECT value FROM json_each(?1))";
 
 /// Seconds since 1970. `julianday`, as older versions have no fractions in `unixepoch`.
 pub(super) const NOW: &str = "((julianday('now') - 2440587.5) * 86400.0)";
 const NOW_TEXT: &str = "strftime('%Y-%m-%dT%H:%M:%fZ', 'now')";
 
+/// The standard table. With `unsent_index`, reads of unsent rows are bound to it: statistics are as old as the
+/// application's last `ANALYZE`, and those from a time of backlog would have the planner walk over every row ever sent.
+pub(super) fn standard(table: &TableName, unsent_index: Option<&str>) -> Source {
+    let indexed = match unsent_index {
+        Some(index) => format!("{table} AS o INDEXED BY {}", quoted(index)),
+        None => format!("{table} AS o"),
+    };
+    Source::standard(table, &indexed)
+}
+
 impl Statements {
-    /// With `unsent_index`, reads of unsent rows are bound to it: statistics are as old as the application's last
-    /// `ANALYZE`, and those from a time of backlog would have the planner walk over every row ever sent.
-    pub(super) fn new(table: &TableName, on_sent: OnSent, unsent_index: Option<&str>) -> Self {
-        let t = table.to_string();
-        let unsent = match unsent_index {
-            Some(index) => format!("{t} AS o INDEXED BY {}", quoted(index)),
-            None => format!("{t} AS o"),
-        };
-        let every = format!("{t} AS o");
-        let listed = format!("{LISTED} AND {OPEN}");
+    pub(super) fn new(table: &TableName, on_sent: OnSent, source: Source) -> Self {
+        let (open, target) = (source.open(), &source.target);
+        let Target { table: t, key, .. } = target;
+        let sent = target.sent.as_deref().unwrap_or_default();
+        let (unsent, every) = (&source.reads, &source.by_id);
+        let listed = format!("{LISTED} AND {open}");
+        let free = free(target);
+        let mut mark = vec![mark(target, on_sent)];
+        mark.extend(free.iter().cloned());
         Self {
-            head: page(&unsent, &format!("o.id > ?1 AND {OPEN}"), "LIMIT ?2", true),
-            head_of: page(&every, &listed, "", true),
-            fetch: page(&every, &listed, "", false),
+            head: page(unsent, &format!("o.id > ?1 AND {open}"), "LIMIT ?2", true, &source),
+            head_of: page(every, &listed, "", true, &source),
+            fetch: page(every, &listed, "", false, &source),
             open_keys: format!(
-                "SELECT o.id, CAST(o.ordering_key AS TEXT) FROM {unsent} WHERE o.id > ?1 AND {OPEN} ORDER BY o.id LIMIT ?2"
+                "SELECT o.id, CAST(o.ordering_key AS TEXT) FROM {unsent} WHERE o.id > ?1 AND {open} ORDER BY o.id LIMIT ?2"
             )
             .into(),
-            scan: scan(&unsent),
-            probe: format!("SELECT o.id, CAST(o.ordering_key AS TEXT), {}, {OPEN} FROM {t} AS o WHERE {LISTED} ORDER BY o.id", due())
+            scan: scan(unsent, &open),
+            probe: format!("SELECT o.id, CAST(o.ordering_key AS TEXT), {}, {open} FROM {every} WHERE {LISTED} ORDER BY o.id", due())
                 .into(),
-            mark: mark(&t, on_sent),
-            failures: failures(&t, &shares_table(table), &literal(table.name())),
-            dead_keys: dead_keys(&t),
-            purge_window: purge_window(&t),
-            purge: format!("DELETE FROM {t} AS o WHERE {LISTED} AND {} < {NOW} - ?2", epoch("o.sent_at")).into(),
-            backlog: backlog(&t, &unsent),
-            touch: format!("UPDATE {t} SET sent_at = sent_at WHERE id IS NULL").into(),
+            mark,
+            failures: failures(target, &shares_table(table)),
+            tidy_look: (!free.is_empty()).then(|| tidy_look(target)),
+            free,
+            number: None,
+            dead_keys: dead_keys(&source),
+            purge_window: target.can_purge().then(|| purge_window(target)),
+            purge: format!("DELETE FROM {t} AS o WHERE {} AND {} < {NOW} - ?2", target_listed(target), epoch(&format!("o.{sent}"))).into(),
+            backlog: backlog(&source),
+            touch: touch(target, on_sent, t, key).into(),
+            source,
+            columns: None,
         }
     }
+}
+
+fn touch(target: &Target, on_sent: OnSent, table: &str, key: &str) -> String {
+    match (on_sent, &target.sent) {
+        (OnSent::Mark, Some(sent)) => format!("UPDATE {table} SET {sent} = {sent} WHERE {key} IS NULL"),
+        // A null key is none of the relay's.
+        _ => format!("DELETE FROM {table} WHERE {key} IS NULL AND 0"),
+    }
+}
+
+/// That a row of the application's table is among those listed.
+pub(super) fn target_listed(target: &Target) -> String {
+    let Target { key, outbox, .. } = target;
+    match &target.positions {
+        None => format!("o.{key} IN (SELECT value FROM json_each(?1))"),
+        Some(positions) => format!(
+            "o.{key} IN (SELECT p.row_key FROM {positions} AS p
+                         WHERE p.outbox = {outbox} AND p.position IN (SELECT value FROM json_each(?1)))"
+        ),
+    }
+}
+
+/// Removes what the relay's own tables have of rows, by their ids.
+fn free(target: &Target) -> Vec<Arc<str>> {
+    let Target { outbox, failures, .. } = target;
+    let listed = |column: &str| format!("outbox = {outbox} AND {column} IN (SELECT value FROM json_each(?1))");
+    let mut statements: Vec<Arc<str>> = Vec::new();
+    if target.bookkeeping.is_none() {
+        statements.push(format!("DELETE FROM {failures} WHERE {}", listed("id")).into());
+    }
+    if let Some(positions) = &target.positions {
+        statements.push(format!("DELETE FROM {positions} WHERE {}", listed("position")).into());
+    }
+    statements
+}
+
+/// A page of entries, each with whether its row is there.
+fn tidy_look(target: &Target) -> Arc<str> {
+    let Target { outbox, failures, .. } = target;
+    let has = target.has("e.id");
+    let entries = match &target.positions {
+        None => {
+            format!("SELECT b.id FROM {failures} AS b WHERE b.outbox = {outbox} AND b.id > ?1 ORDER BY b.id LIMIT ?2")
+        }
+        Some(positions) => format!(
+            "SELECT p.position AS id FROM {positions} AS p WHERE p.outbox = {outbox} AND p.position > ?1 ORDER BY p.position LIMIT ?2"
+        ),
+    };
+    format!("SELECT e.id, {has} FROM ({entries}) AS e ORDER BY e.id").into()
 }
 
 /// A time as seconds since 1970, however it is written: ISO 8601 text, or a number of seconds, or of milliseconds
@@ -83,7 +157,8 @@ pub(super) fn due() -> String {
 }
 
 /// Whole rows; numbers in text columns become text, and blobs stay blobs.
-fn page(from: &str, filter: &str, limit: &str, bounded: bool) -> Arc<str> {
+fn page(from: &str, filter: &str, limit: &str, bounded: bool, source: &Source) -> Arc<str> {
+    let more = source.more_columns();
     let payload = "CASE typeof(payload) WHEN 'integer' THEN CAST(payload AS TEXT) WHEN 'real' THEN CAST(payload AS TEXT) \
                    ELSE payload END";
     let inline = match bounded {
@@ -107,9 +182,9 @@ fn page(from: &str, filter: &str, limit: &str, bounded: bool) -> Arc<str> {
     .to_vec();
     format!(
         "SELECT id, message_id, exchange, routing_key, ordering_key, type, content_type, headers, properties,
-                created, {NOW} - created, due, attempts, octets, {inline}
+                created, {NOW} - created, due, attempts, octets, {inline}{more}
          FROM (SELECT o.id, o.message_id, {}, {} AS created, {} AS due, CAST(coalesce(o.attempts, 0) AS INTEGER) AS attempts,
-                      octet_length(o.payload) AS octets, o.payload
+                      octet_length(o.payload) AS octets, o.payload{more}
                FROM {from} WHERE {filter} ORDER BY o.id {limit})
          ORDER BY id",
         texts.join(", "),
@@ -119,76 +194,132 @@ fn page(from: &str, filter: &str, limit: &str, bounded: bool) -> Arc<str> {
     .into()
 }
 
-fn scan(from: &str) -> Arc<str> {
+fn scan(from: &str, open: &str) -> Arc<str> {
     let (due, horizon) = (due(), SCAN_HORIZON.as_secs());
     format!(
         "SELECT o.id, CAST(o.ordering_key AS TEXT), {due} FROM {from}
-         WHERE o.id > ?1 AND o.id <= ?2 AND {OPEN} AND (o.ordering_key IS NOT NULL OR {due} <= {horizon})
+         WHERE o.id > ?1 AND o.id <= ?2 AND {open} AND (o.ordering_key IS NOT NULL OR {due} <= {horizon})
          ORDER BY o.id LIMIT ?3"
     )
     .into()
 }
 
 /// A row that was given up and then confirmed after all *is* sent: it is no dead letter any more.
-fn mark(table: &str, on_sent: OnSent) -> Arc<str> {
-    match on_sent {
-        OnSent::Mark => {
-            format!("UPDATE {table} AS o SET sent_at = {NOW_TEXT}, dead_at = NULL WHERE {LISTED} AND o.sent_at IS NULL")
+fn mark(target: &Target, on_sent: OnSent) -> Arc<str> {
+    let (table, listed) = (&target.table, target_listed(target));
+    match (on_sent, &target.sent) {
+        (OnSent::Mark, Some(sent)) => {
+            let now = if target.sent_is_flag { "1" } else { NOW_TEXT };
+            let dead = match &target.bookkeeping {
+                Some([.., dead]) => format!(", {dead} = NULL"),
+                None => String::new(),
+            };
+            format!(
+                "UPDATE {table} AS o SET {sent} = {now}{dead} WHERE {listed}{}",
+                target.and_unsent()
+            )
         }
-        OnSent::Delete => format!("DELETE FROM {table} AS o WHERE {LISTED}"),
+        _ => format!("DELETE FROM {table} AS o WHERE {listed}"),
     }
     .into()
 }
 
 /// `?1`: an array of `[id, attempts, error, seconds or null, share or null, epoch or null]`. A failure that was decided
 /// under a lease is written only while the lease is its writer's.
-fn failures(table: &str, shares: &str, outbox: &str) -> Arc<str> {
-    format!(
-        "UPDATE {table} AS o SET attempts = f.attempts, last_error = f.error,
-                next_attempt_at = CASE WHEN f.delay IS NOT NULL
-                    THEN strftime('%Y-%m-%dT%H:%M:%fZ', 'now', printf('%.3f seconds', f.delay)) END,
-                dead_at = CASE WHEN f.delay IS NULL THEN {NOW_TEXT} END
-         FROM (SELECT value ->> 0 AS id, value ->> 1 AS attempts, value ->> 2 AS error, value ->> 3 AS delay,
+fn failures(target: &Target, shares: &str) -> Arc<str> {
+    let Target {
+        table,
+        key,
+        outbox,
+        failures,
+        ..
+    } = target;
+    let refused = "(SELECT value ->> 0 AS id, value ->> 1 AS attempts, value ->> 2 AS error, value ->> 3 AS delay,
                       value ->> 4 AS share, value ->> 5 AS epoch
-               FROM json_each(?1)) AS f
-         WHERE o.id = f.id AND {OPEN}
-           AND (f.epoch IS NULL OR EXISTS (
+               FROM json_each(?1)) AS f";
+    let held = format!(
+        "(f.epoch IS NULL OR EXISTS (
                SELECT 1 FROM {shares} AS s WHERE s.outbox = {outbox} AND s.layout = ?2 AND s.share = f.share
                                              AND s.epoch = f.epoch AND s.owner = ?3))"
-    )
+    );
+    let later = "CASE WHEN f.delay IS NOT NULL
+                    THEN strftime('%Y-%m-%dT%H:%M:%fZ', 'now', printf('%.3f seconds', f.delay)) END";
+    let given_up = format!("CASE WHEN f.delay IS NULL THEN {NOW_TEXT} END");
+    match &target.bookkeeping {
+        Some([attempts, next, error, dead]) => format!(
+            "UPDATE {table} AS o SET {attempts} = f.attempts, {error} = f.error,
+                {next} = {later},
+                {dead} = {given_up}
+         FROM {refused}
+         WHERE o.{key} = f.id AND o.{dead} IS NULL{}
+           AND {held}",
+            target.and_unsent()
+        ),
+        None => format!(
+            "INSERT INTO {failures} AS b (outbox, id, attempts, last_error, next_attempt_at, dead_at)
+             SELECT {outbox}, f.id, f.attempts, f.error, {later}, {given_up}
+             FROM {refused}
+             WHERE {} AND {held}
+             ON CONFLICT (outbox, id) DO UPDATE SET attempts = excluded.attempts, last_error = excluded.last_error,
+                    next_attempt_at = excluded.next_attempt_at, dead_at = excluded.dead_at
+             WHERE b.dead_at IS NULL",
+            target.has("f.id")
+        ),
+    }
     .into()
 }
 
-fn dead_keys(table: &str) -> Arc<str> {
+fn dead_keys(source: &Source) -> Arc<str> {
     format!(
-        "SELECT CAST(o.ordering_key AS TEXT) AS k, min(o.id) FROM {table} AS o
-         WHERE o.dead_at IS NOT NULL AND o.sent_at IS NULL AND o.ordering_key IS NOT NULL
-         GROUP BY k ORDER BY 2 LIMIT ?1"
+        "SELECT CAST(o.ordering_key AS TEXT) AS k, min(o.id) FROM {}
+         WHERE {} AND o.ordering_key IS NOT NULL
+         GROUP BY k ORDER BY 2 LIMIT ?1",
+        source.dead,
+        source.given_up()
     )
     .into()
 }
 
 /// `?1` where the window begins, `?2` its size, `?3` the least age in seconds.
-fn purge_window(table: &str) -> Arc<str> {
+fn purge_window(target: &Target) -> Arc<str> {
+    let Target { table, key, .. } = target;
+    let sent = target.sent.as_deref().unwrap_or_default();
     format!(
         "SELECT count(*), max(id), count(*) FILTER (WHERE sent >= {NOW} - ?3),
                 json_group_array(id) FILTER (WHERE sent < {NOW} - ?3)
-         FROM (SELECT o.id, {} AS sent FROM {table} AS o WHERE o.id > ?1 ORDER BY o.id LIMIT ?2)",
-        epoch("o.sent_at")
+         FROM (SELECT o.{key} AS id, {} AS sent FROM {table} AS o WHERE o.{key} > ?1 ORDER BY o.{key} LIMIT ?2)",
+        epoch(&format!("o.{sent}"))
     )
     .into()
 }
 
-fn backlog(table: &str, from: &str) -> Arc<str> {
+/// Of rows that the relay numbers, most have no number yet while many wait: all that are there are counted, and what the
+/// relay knows of some of them is taken off.
+fn backlog(source: &Source) -> Arc<str> {
+    let (created, due) = (epoch("o.created_at"), due());
+    if let Some(waiting) = &source.waiting {
+        let Target { outbox, failures, .. } = &source.target;
+        return format!(
+            "SELECT max(t.total - f.retrying - f.dead, 0), f.retrying, t.oldest, f.dead
+             FROM (SELECT count(*) AS total, {NOW} - min({created}) FILTER (WHERE {due} <= 0) AS oldest
+                   FROM (SELECT o.created_at, o.available_at, o.next_attempt_at FROM {waiting} LIMIT {BACKLOG_CAP}) AS o) AS t,
+                  (SELECT count(*) FILTER (WHERE b.dead_at IS NULL) AS retrying,
+                          count(*) FILTER (WHERE b.dead_at IS NOT NULL) AS dead
+                   FROM {failures} AS b WHERE b.outbox = {outbox}) AS f"
+        )
+        .into();
+    }
     format!(
         "SELECT count(*) FILTER (WHERE attempts <= 0), count(*) FILTER (WHERE attempts > 0),
                 {NOW} - min(created) FILTER (WHERE due <= 0),
-                (SELECT count(*) FROM (SELECT 1 FROM {table} AS o
-                                       WHERE o.dead_at IS NOT NULL AND o.sent_at IS NULL LIMIT {BACKLOG_CAP}))
-         FROM (SELECT coalesce(o.attempts, 0) AS attempts, {} AS created, {} AS due
-               FROM {from} WHERE {OPEN} ORDER BY o.id LIMIT {BACKLOG_CAP})",
-        epoch("o.created_at"),
-        due(),
+                (SELECT count(*) FROM (SELECT 1 FROM {}
+                                       WHERE {} LIMIT {BACKLOG_CAP}))
+         FROM (SELECT coalesce(o.attempts, 0) AS attempts, {created} AS created, {due} AS due
+               FROM {} WHERE {} ORDER BY o.id LIMIT {BACKLOG_CAP})",
+        source.dead,
+        source.given_up(),
+        source.reads,
+        source.open()
     )
     .into()
 }

@@ -38,13 +38,12 @@ impl Sqlite {
     /// One look of a purge, and the deletion of what it found; whether there may be more.
     pub(super) async fn purge_window(&self, older_than: Duration, wanted: u64) -> Result<(u64, bool), StoreError> {
         let statements = self.statements().await?;
+        let Some(purge_window) = &statements.purge_window else {
+            return Ok((0, false));
+        };
         let (size, age) = (PurgeWalk::size(wanted), seconds(older_than));
         let position = lock(&self.walk).position();
-        let query = self
-            .query(&statements.purge_window)
-            .bind(position)
-            .bind(size as i64)
-            .bind(age);
+        let query = self.query(purge_window).bind(position).bind(size as i64).bind(age);
         let rows = self.rows(&self.housekeeping, query).await?;
         let (seen, mut old) = decode_one(&rows, rows::window)?;
         old.truncate(usize::try_from(wanted).unwrap_or(usize::MAX));

@@ -101,7 +101,7 @@ pub(crate) async fn migrations_run_once(db: &impl Harness) {
 
 pub(crate) async fn printed_migrations_are_the_same(db: &impl Harness) {
     let options = options("outbox", OnSent::Mark);
-    let sql = store::migration_sql(&db.url(), &options.table).expect("SQL");
+    let sql = store::migration_sql(&db.url(), &options).expect("SQL");
     assert!(!sql.contains('{') || !sql.contains("{outbox}"), "{sql}");
     for _ in 0..2 {
         // A database whose file is not there yet is made by the harness.

@@ -47,7 +47,7 @@ fn connected(settings: Settings) -> Dispatcher {
 fn row(id: i64, key: &str) -> OutboxRow {
     OutboxRow {
         id: RowId(id),
-        message_id: Uuid::from_u128(u128::from(id.unsigned_abs())),
+        message_id: Uuid::from_u128(u128::from(id.unsigned_abs())).into(),
         exchange: None,
         routing_key: "r".to_owned(),
         ordering_key: (!key.is_empty()).then(|| OrderingKey::new(key)),

@@ -95,7 +95,7 @@ impl Checks {
         let Some(row) = table.rows.get(&id) else {
             return self.must(false, Some(id), "only rows of the table are published");
         };
-        let same = message.message_id == row.message_id
+        let same = message.message_id == row.message_id.into()
             && message.body.len() as u64 == row.size
             && message.exchange == row.exchange.to_string();
         self.must(same, Some(id), "every copy is what the row says");

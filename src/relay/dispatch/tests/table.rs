@@ -227,7 +227,7 @@ impl Table {
         let inline = row.size <= self.inline && due_in.is_zero();
         OutboxRow {
             id: row.id,
-            message_id: row.message_id,
+            message_id: row.message_id.into(),
             exchange: Some(row.exchange.to_string()),
             routing_key: if row.flaw == Some(Flaw::RoutingKey) {
                 "r".repeat(256)

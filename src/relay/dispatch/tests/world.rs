@@ -270,7 +270,7 @@ impl World {
     fn begin(&mut self, begun: Begun) {
         let generation = self.broker.generation;
         for (lane, batch) in begun.batches {
-            let mut ids: Vec<_> = batch.iter().map(|message| message.message_id).collect();
+            let mut ids: Vec<_> = batch.iter().map(|message| message.message_id.clone()).collect();
             ids.sort_unstable();
             ids.dedup();
             self.checks.must(

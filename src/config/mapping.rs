@@ -1,0 +1,438 @@
+//! Which columns of an existing table hold what: the variables `RELAY_COLUMN_…` and the templates beside them.
+
+use std::{fmt, str::FromStr};
+
+use super::{
+    OnSent, TableNameError,
+    findings::shown,
+    parse::{Reader, either},
+    table_name::only_part,
+};
+
+/// What the relay wants to know of a row, or writes to it: the columns of the table that `migrate` makes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Field {
+    /// The order of rows.
+    Id,
+    /// AMQP `message_id`.
+    MessageId,
+    /// The exchange.
+    Exchange,
+    /// The routing key.
+    RoutingKey,
+    /// Rows with the same one are kept in order.
+    OrderingKey,
+    /// AMQP `type`.
+    Type,
+    /// AMQP `content_type`.
+    ContentType,
+    /// A JSON object of headers.
+    Headers,
+    /// A JSON object of properties.
+    Properties,
+    /// The body.
+    Payload,
+    /// AMQP `timestamp`.
+    CreatedAt,
+    /// Not before this time.
+    AvailableAt,
+    /// Refusals so far.
+    Attempts,
+    /// When it is tried again.
+    NextAttemptAt,
+    /// Reason of the last refusal.
+    LastError,
+    /// When it was confirmed.
+    SentAt,
+    /// When it was given up.
+    DeadAt,
+}
+
+impl Field {
+    /// Every one, in the order of the table.
+    pub const ALL: [Self; 17] = [
+        Self::Id,
+        Self::MessageId,
+        Self::Exchange,
+        Self::RoutingKey,
+        Self::OrderingKey,
+        Self::Type,
+        Self::ContentType,
+        Self::Headers,
+        Self::Properties,
+        Self::Payload,
+        Self::CreatedAt,
+        Self::AvailableAt,
+        Self::Attempts,
+        Self::NextAttemptAt,
+        Self::LastError,
+        Self::SentAt,
+        Self::DeadAt,
+    ];
+
+    /// What the relay writes of a refusal.
+    pub const BOOKKEEPING: [Self; 4] = [Self::Attempts, Self::NextAttemptAt, Self::LastError, Self::DeadAt];
+
+    /// The column's name in the table that `migrate` makes.
+    pub fn name(self) -> &'static str {
+        self.names().0
+    }
+
+    /// The variable that names another column.
+    pub fn variable(self) -> &'static str {
+        self.names().1
+    }
+
+    /// The variable of a template in the place of a column.
+    pub fn template_variable(self) -> Option<&'static str> {
+        match self {
+            Self::RoutingKey => Some("RELAY_ROUTING_KEY"),
+            Self::Exchange => Some("RELAY_EXCHANGE"),
+            Self::Type => Some("RELAY_TYPE"),
+            _ => None,
+        }
+    }
+
+    fn names(self) -> (&'static str, &'static str) {
+        match self {
+            Self::Id => ("id", "RELAY_COLUMN_ID"),
+            Self::MessageId => ("message_id", "RELAY_COLUMN_MESSAGE_ID"),
+            Self::Exchange => ("exchange", "RELAY_COLUMN_EXCHANGE"),
+            Self::RoutingKey => ("routing_key", "RELAY_COLUMN_ROUTING_KEY"),
+            Self::OrderingKey => ("ordering_key", "RELAY_COLUMN_ORDERING_KEY"),
+            Self::Type => ("type", "RELAY_COLUMN_TYPE"),
+            Self::ContentType => ("content_type", "RELAY_COLUMN_CONTENT_TYPE"),
+            Self::Headers => ("headers", "RELAY_COLUMN_HEADERS_JSON"),
+            Self::Properties => ("properties", "RELAY_COLUMN_PROPERTIES"),
+            Self::Payload => ("payload", "RELAY_COLUMN_PAYLOAD"),
+            Self::CreatedAt => ("created_at", "RELAY_COLUMN_CREATED_AT"),
+            Self::AvailableAt => ("available_at", "RELAY_COLUMN_AVAILABLE_AT"),
+            Self::Attempts => ("attempts", "RELAY_COLUMN_ATTEMPTS"),
+            Self::NextAttemptAt => ("next_attempt_at", "RELAY_COLUMN_NEXT_ATTEMPT_AT"),
+            Self::LastError => ("last_error", "RELAY_COLUMN_LAST_ERROR"),
+            Self::SentAt => ("sent_at", "RELAY_COLUMN_SENT_AT"),
+            Self::DeadAt => ("dead_at", "RELAY_COLUMN_DEAD_AT"),
+        }
+    }
+}
+
+/// Columns that become headers.
+pub const HEADER_COLUMNS: &str = "RELAY_COLUMN_HEADERS";
+
+/// A column's raw name, validated once; every store quotes it.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct ColumnName(String);
+
+impl ColumnName {
+    /// The name as it stands in the database's catalogue.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// Taken as written, whatever characters it has.
+    fn raw(name: &str) -> Result<Self, TableNameError> {
+        only_part(&format!("\"{}\"", name.replace('"', "\"\""))).map(Self)
+    }
+}
+
+impl fmt::Display for ColumnName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl FromStr for ColumnName {
+    type Err = TableNameError;
+
+    /// `name`, or `"Any Name"`.
+    fn from_str(text: &str) -> Result<Self, TableNameError> {
+        only_part(text).map(Self)
+    }
+}
+
+/// Where a field's value comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Origin {
+    /// From this column.
+    Column(ColumnName),
+    /// From columns and text between them, at least one piece.
+    Template(Vec<Piece>),
+    /// From nowhere: there is no such column.
+    Nowhere,
+}
+
+/// A piece of a template.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Piece {
+    /// Text as it is.
+    Text(String),
+    /// The text of a column; nothing where it is null.
+    Column(ColumnName),
+}
+
+/// What the variables say of the table's columns; the default says nothing: the table is one that `migrate` made.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Mapping {
+    origins: Vec<(Field, Origin)>,
+    /// Columns that become headers, each with the header's name.
+    pub headers: Vec<(ColumnName, String)>,
+    /// Whether a null body is an empty one; else it is a dead letter.
+    pub null_payload_is_empty: bool,
+}
+
+impl Mapping {
+    /// Whether nothing is said, so that every column must be there under its own name.
+    pub fn is_default(&self) -> bool {
+        self.origins.is_empty() && self.headers.is_empty()
+    }
+
+    /// What is said of a field.
+    pub fn origin(&self, field: Field) -> Option<&Origin> {
+        self.origins
+            .iter()
+            .find(|(named, _)| *named == field)
+            .map(|(_, origin)| origin)
+    }
+
+    /// The variable by which a field was given: for messages about it.
+    pub fn variable(&self, field: Field) -> &'static str {
+        match (self.origin(field), field.template_variable()) {
+            (Some(Origin::Template(_)), Some(variable)) => variable,
+            _ => field.variable(),
+        }
+    }
+
+    pub(super) fn read(from: &mut Reader<'_>, on_sent: OnSent) -> Self {
+        let mut mapping = Self {
+            headers: from.optional(HEADER_COLUMNS, header_columns).unwrap_or_default(),
+            null_payload_is_empty: from.optional("RELAY_PRESET", |text| Ok(text == "debezium")) == Some(true),
+            ..Self::default()
+        };
+        for field in Field::ALL {
+            let column = from.optional(field.variable(), origin);
+            let template = field
+                .template_variable()
+                .and_then(|variable| Some((variable, from.optional(variable, template)?)));
+            let origin = match (column, template) {
+                (Some(_), Some((variable, _))) => {
+                    from.problem(
+                        variable,
+                        format!("is given beside {}; remove one of them", field.variable()),
+                    );
+                    continue;
+                }
+                (column, template) => column.or(template.map(|(_, template)| Origin::Template(template))),
+            };
+            if let Some(origin) = origin {
+                mapping.origins.push((field, origin));
+            }
+        }
+        mapping.check(from, on_sent);
+        mapping
+    }
+
+    fn check(&self, from: &mut Reader<'_>, on_sent: OnSent) {
+        for field in [Field::Id, Field::Payload] {
+            if self.origin(field) == Some(&Origin::Nowhere) {
+                from.problem(
+                    field.variable(),
+                    "must name a column: the relay cannot do without it".to_owned(),
+                );
+            }
+        }
+        if self.origin(Field::SentAt) == Some(&Origin::Nowhere) && on_sent == OnSent::Mark {
+            let advice =
+                "is `-`, so that a sent row cannot be marked: name a column, or set RELAY_OUTBOX_ON_SENT=delete";
+            from.problem(Field::SentAt.variable(), advice.to_owned());
+        }
+    }
+}
+
+/// What a preset sets, beneath everything that is set by hand: variables with their values.
+pub(super) struct Preset {
+    pub(super) name: &'static str,
+    pub(super) variables: &'static [(&'static str, &'static str)],
+}
+
+/// <https://debezium.io/documentation/reference/stable/transformations/outbox-event-router.html> and
+/// <https://watermill.io/pubsubs/sql/>.
+pub(super) const PRESETS: &[Preset] = &[
+    Preset {
+        name: "debezium",
+        variables: &[
+            ("RELAY_OUTBOX_ON_SENT", "delete"),
+            ("RELAY_COLUMN_ID", "id"),
+            ("RELAY_COLUMN_MESSAGE_ID", "id"),
+            ("RELAY_COLUMN_ORDERING_KEY", "aggregateid"),
+            ("RELAY_COLUMN_TYPE", "type"),
+            ("RELAY_COLUMN_PAYLOAD", "payload"),
+            ("RELAY_ROUTING_KEY", "{aggregatetype}.{type}"),
+        ],
+    },
+    Preset {
+        name: "watermill",
+        variables: &[
+            ("RELAY_OUTBOX_ON_SENT", "delete"),
+            ("RELAY_COLUMN_ID", "offset"),
+            ("RELAY_COLUMN_MESSAGE_ID", "uuid"),
+            ("RELAY_COLUMN_HEADERS_JSON", "metadata"),
+            ("RELAY_COLUMN_PAYLOAD", "payload"),
+        ],
+    },
+];
+
+/// The preset of this name.
+pub(super) fn preset(name: &str) -> Result<&'static Preset, String> {
+    PRESETS.iter().find(|preset| preset.name == name).ok_or_else(|| {
+        let names: Vec<_> = PRESETS.iter().map(|preset| format!("`{}`", preset.name)).collect();
+        format!("must be {}, but {}", either(&names), shown(name))
+    })
+}
+
+/// The variable that says the same as this one in another way, and is set in its place.
+pub(super) fn counterpart(variable: &str) -> Option<&'static str> {
+    Field::ALL.into_iter().find_map(|field| {
+        let template = field.template_variable()?;
+        match variable {
+            name if name == template => Some(field.variable()),
+            name if name == field.variable() => Some(template),
+            _ => None,
+        }
+    })
+}
+
+fn origin(text: &str) -> Result<Origin, String> {
+    match text {
+        "-" => Ok(Origin::Nowhere),
+        text => column(text).map(Origin::Column),
+    }
+}
+
+fn column(text: &str) -> Result<ColumnName, String> {
+    text.parse().map_err(|error| bad_column(text, error))
+}
+
+fn bad_column(text: &str, error: TableNameError) -> String {
+    let why = match error {
+        TableNameError::NotPlain | TableNameError::TooManyParts => {
+            "must be a column's name; put other characters than letters, digits and `_` in double quotes".to_owned()
+        }
+        error => error.to_string(),
+    };
+    format!("{why}; it {}", shown(text))
+}
+
+/// `orders.{type}`, with `{{` and `}}` for braces.
+fn template(text: &str) -> Result<Vec<Piece>, String> {
+    let mut pieces = Vec::new();
+    let mut plain = String::new();
+    let mut rest = text;
+    while let Some(at) = rest.find(['{', '}']) {
+        plain.push_str(&rest[..at]);
+        let (brace, after) = (&rest[at..=at], &rest[at + 1..]);
+        if let Some(behind) = after.strip_prefix(brace) {
+            plain.push_str(brace);
+            rest = behind;
+            continue;
+        }
+        let (name, behind) = match after.split_once('}') {
+            Some(parts) if brace == "{" => parts,
+            _ => return Err("has a single brace: write `{column}`, or `{{` and `}}` for braces themselves".to_owned()),
+        };
+        if !plain.is_empty() {
+            pieces.push(Piece::Text(std::mem::take(&mut plain)));
+        }
+        pieces.push(Piece::Column(
+            ColumnName::raw(name).map_err(|error| bad_column(name, error))?,
+        ));
+        rest = behind;
+    }
+    plain.push_str(rest);
+    if !plain.is_empty() {
+        pieces.push(Piece::Text(plain));
+    }
+    Ok(pieces)
+}
+
+/// `tenant_id,trace_id:traceparent,"Odd, name":x`.
+fn header_columns(text: &str) -> Result<Vec<(ColumnName, String)>, String> {
+    let mut headers: Vec<(ColumnName, String)> = Vec::new();
+    for item in outside_quotes(text, ',') {
+        let parts = outside_quotes(item, ':');
+        let (name, header) = match parts[..] {
+            [name] => (column(name.trim())?, None),
+            [name, header] => (column(name.trim())?, Some(header.trim())),
+            _ => {
+                return Err(format!(
+                    "must be `column` or `column:header`, separated by commas; an entry {}",
+                    shown(item)
+                ));
+            }
+        };
+        let header = header.unwrap_or(name.as_str()).to_owned();
+        if header.is_empty() || header.len() > 255 {
+            return Err(format!(
+                "has a header for {name} without a name, or with one over 255 bytes"
+            ));
+        }
+        if headers.iter().any(|(_, other)| *other == header) {
+            return Err(format!("has the header {header} twice"));
+        }
+        headers.push((name, header));
+    }
+    Ok(headers)
+}
+
+/// The parts between separators that are not within double quotes.
+fn outside_quotes(text: &str, separator: char) -> Vec<&str> {
+    let mut quoted = false;
+    text.split(|c: char| {
+        quoted ^= c == '"';
+        c == separator && !quoted
+    })
+    .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn name(text: &str) -> ColumnName {
+        ColumnName(text.to_owned())
+    }
+
+    #[test]
+    fn templates_are_columns_and_text() {
+        let pieces = |text| template(text).expect(text);
+        assert_eq!(
+            pieces("a.{b c}{{x}}.{D\"}"),
+            [
+                Piece::Text("a.".to_owned()),
+                Piece::Column(name("b c")),
+                Piece::Text("{x}.".to_owned()),
+                Piece::Column(name("D\""))
+            ]
+        );
+        assert_eq!(pieces("orders"), [Piece::Text("orders".to_owned())]);
+        for bad in ["{", "a}b", "{a", "{}", "{a{b}}c"] {
+            let problem = template(bad).map(|pieces| format!("{pieces:?}"));
+            // A name may hold a brace, as any other character.
+            assert!(problem.is_err() || bad == "{a{b}}c", "{bad}: {problem:?}");
+        }
+    }
+
+    #[test]
+    fn header_columns_may_have_other_names_and_quotes() {
+        assert_eq!(
+            header_columns("tenant_id, trace_id:traceparent,\"a,b:c\":x-odd"),
+            Ok(vec![
+                (name("tenant_id"), "tenant_id".to_owned()),
+                (name("trace_id"), "traceparent".to_owned()),
+                (name("a,b:c"), "x-odd".to_owned())
+            ])
+        );
+        for bad in ["", "a,,b", "a:b:c", "a:", "a b", "a:h,b:h"] {
+            header_columns(bad).expect_err(bad);
+        }
+    }
+}

@@ -1,0 +1,229 @@
+//! A table that `migrate` did not make, as MariaDB and MySQL are to read it.
+
+use super::inspect::backquoted;
+use crate::config::{Field, TableName};
+use crate::store::columns::Column;
+use crate::store::layout::{Layout, Need, Types, Value};
+use crate::store::migrate::quoted;
+use crate::store::source::{Dialect, Source, Target, columns, unsent};
+
+/// MariaDB's and MySQL's types and expressions.
+pub(super) struct MySql;
+
+const INTEGERS: &[&str] = &["bigint", "int", "mediumint", "smallint", "tinyint"];
+const OBJECTS: &[&str] = &["json", "varchar", "tinytext", "text", "mediumtext", "longtext"];
+/// Without `char` and `binary`: they lose or add bytes at the end.
+const BODIES: &[&str] = &[
+    "json",
+    "varchar",
+    "tinytext",
+    "text",
+    "mediumtext",
+    "longtext",
+    "varbinary",
+    "tinyblob",
+    "blob",
+    "mediumblob",
+    "longblob",
+];
+const BYTES: &[&str] = &["binary", "varbinary", "tinyblob", "blob", "mediumblob", "longblob"];
+const TEXTS: &[&str] = &[
+    "char",
+    "varchar",
+    "tinytext",
+    "text",
+    "mediumtext",
+    "longtext",
+    "enum",
+    "set",
+];
+/// `datetime` has no time zone: UTC is meant, which the connections are set to.
+const TIMES: &[&str] = &["timestamp", "datetime"];
+const SENT: &[&str] = &["timestamp", "datetime", "tinyint"];
+
+impl Types for MySql {
+    fn allowed(&self, need: Need) -> &'static [&'static str] {
+        match need {
+            Need::Text => &[],
+            Need::Object => OBJECTS,
+            Need::Body => BODIES,
+            Need::Time => TIMES,
+            Need::Count => INTEGERS,
+            Need::Sent => SENT,
+        }
+    }
+
+    fn is_integer(&self, column: &Column) -> bool {
+        INTEGERS.contains(&column.kind.as_str())
+    }
+
+    fn is_flag(&self, column: &Column) -> bool {
+        column.kind == "tinyint"
+    }
+
+    fn time(&self) -> &'static str {
+        "timestamp(6) NULL DEFAULT NULL"
+    }
+
+    fn table(&self, table: &TableName) -> String {
+        backquoted(table)
+    }
+}
+
+impl Dialect for MySql {
+    fn text(&self, column: &Column, sql: &str) -> String {
+        match column.kind.as_str() {
+            kind if TEXTS.contains(&kind) => format!("convert({sql} USING utf8mb4)"),
+            kind if BYTES.contains(&kind) => format!("lower(hex({sql}))"),
+            _ => format!("CAST({sql} AS CHAR CHARACTER SET utf8mb4)"),
+        }
+    }
+
+    fn message_id(&self, column: &Column, sql: &str) -> String {
+        match BYTES.contains(&column.kind.as_str()) {
+            true => sql.to_owned(),
+            false => self.text(column, sql),
+        }
+    }
+
+    fn concat(&self, parts: &[String]) -> String {
+        format!("concat({})", parts.join(", "))
+    }
+
+    fn null(&self, need: Need) -> &'static str {
+        match need {
+            Need::Time | Need::Sent => "CAST(NULL AS DATETIME(6))",
+            Need::Count => "0",
+            Need::Text | Need::Object | Need::Body => "CAST(NULL AS CHAR CHARACTER SET utf8mb4)",
+        }
+    }
+
+    fn object(&self, entries: &[(String, &Column, String)]) -> String {
+        let entries: Vec<_> = entries
+            .iter()
+            .map(|(name, column, sql)| match column.kind.as_str() {
+                "json" | "decimal" | "float" | "double" => format!("{name}, {sql}"),
+                kind if INTEGERS.contains(&kind) => format!("{name}, {sql}"),
+                _ => format!("{name}, {}", self.text(column, sql)),
+            })
+            .collect();
+        format!("json_object({})", entries.join(", "))
+    }
+
+    fn never_null(&self, _: &Column, sql: &str) -> String {
+        format!("coalesce({sql}, '')")
+    }
+
+    fn is_unset(&self, column: &Column, sql: &str) -> String {
+        match column.nullable {
+            true => format!("({sql} = 0 OR {sql} IS NULL)"),
+            false => format!("{sql} = 0"),
+        }
+    }
+
+    /// In the collation of the column: by any other its index would not be used.
+    fn stored_key(&self, key: &Column, sql: &str) -> String {
+        match (key.kind.as_str(), &key.collation) {
+            ("uuid", _) => format!("CAST(convert({sql} USING utf8mb4) AS UUID)"),
+            (kind, _) if BYTES.contains(&kind) => sql.to_owned(),
+            (_, Some(collation)) => {
+                let charset = collation.split('_').next().unwrap_or("utf8mb4");
+                format!("convert({sql} USING {charset}) COLLATE {collation}")
+            }
+            _ => format!("convert({sql} USING utf8mb4)"),
+        }
+    }
+}
+
+/// A key as the table of row numbers has it: its bytes.
+fn to_row_key(key: &Column, sql: &str) -> String {
+    match BYTES.contains(&key.kind.as_str()) {
+        true => sql.to_owned(),
+        false => format!("CAST({} AS BINARY)", MySql.text(key, sql)),
+    }
+}
+
+/// What the statements read from. With an `index` that begins with what is marked, unsent rows are read through it.
+pub(super) fn source(table: &TableName, layout: &Layout, index: Option<&str>) -> Source {
+    let target = Target::new(table, layout, &MySql);
+    let Target {
+        key,
+        outbox,
+        failures,
+        key_there,
+        ..
+    } = &target;
+    let list = columns(layout, &MySql);
+    let refusals = |id: &str| match layout.bookkeeping {
+        Some(_) => String::new(),
+        None => format!(" LEFT JOIN {failures} AS b ON b.outbox = {outbox} AND b.id = {id}"),
+    };
+    let force = index
+        .map(|index| format!(" FORCE INDEX ({})", quoted(index)))
+        .unwrap_or_default();
+    let from = |force: &str| match &target.positions {
+        Some(positions) => format!(
+            "FROM {positions} AS p STRAIGHT_JOIN {table} AS a ON a.{key} = {key_there}{} WHERE p.outbox = {outbox}",
+            refusals("p.position")
+        ),
+        None => format!("FROM {table} AS a{force}{}", refusals(&format!("a.{key}"))),
+    };
+    let given_up = format!("WHERE b.outbox = {outbox} AND b.dead_at IS NOT NULL");
+    let dead = match (&layout.bookkeeping, &target.positions) {
+        (Some(_), _) => from(&force),
+        (None, None) => format!("FROM {failures} AS b STRAIGHT_JOIN {table} AS a ON a.{key} = b.id {given_up}"),
+        (None, Some(positions)) => format!(
+            "FROM {failures} AS b STRAIGHT_JOIN {positions} AS p ON p.outbox = b.outbox AND p.position = b.id
+               STRAIGHT_JOIN {table} AS a ON a.{key} = {key_there} {given_up}"
+        ),
+    };
+    Source {
+        reads: format!("(SELECT {list} {}) AS o", from(&force)),
+        by_id: format!("(SELECT {list} {}) AS o", from("")),
+        dead: format!("(SELECT {list} {dead}) AS o"),
+        unsent: unsent(layout, &MySql, |_| "o.sent_at".to_owned()),
+        waiting: target.positions.as_ref().map(|_| waiting(table, layout)),
+        header_columns: !layout.headers.is_empty(),
+        target,
+    }
+}
+
+/// The unsent rows as the table has them, with what is needed to tell how old they are.
+fn waiting(table: &TableName, layout: &Layout) -> String {
+    let time = |field| match layout.value(field) {
+        Value::Column(column) => format!("a.{}", column.quoted()),
+        _ => MySql.null(Need::Time).to_owned(),
+    };
+    let unsent = match unsent(layout, &MySql, |column| format!("a.{}", column.quoted())) {
+        unsent if unsent.is_empty() => "1 = 1".to_owned(),
+        unsent => unsent,
+    };
+    format!(
+        "(SELECT {} AS created_at, {} AS available_at, {} AS next_attempt_at FROM {table} AS a WHERE {unsent}) AS o",
+        time(Field::CreatedAt),
+        time(Field::AvailableAt),
+        MySql.null(Need::Time)
+    )
+}
+
+/// Numbers rows that have no number yet, up to `?`: by their time of creation if they have one, else by their key.
+pub(super) fn number(table: &TableName, layout: &Layout) -> String {
+    let target = Target::new(table, layout, &MySql);
+    let (outbox, key) = (&target.outbox, &target.key);
+    let row_key = to_row_key(&layout.key, &format!("a.{key}"));
+    let positions = target.positions.unwrap_or_default();
+    let created = match layout.value(Field::CreatedAt) {
+        Value::Column(column) => format!("a.{}, ", column.quoted()),
+        _ => String::new(),
+    };
+    let unsent = match unsent(layout, &MySql, |column| format!("a.{}", column.quoted())) {
+        unsent if unsent.is_empty() => unsent,
+        unsent => format!("{unsent} AND "),
+    };
+    format!(
+        "INSERT IGNORE INTO {positions} (outbox, row_key)
+         SELECT {outbox}, {row_key} FROM {table} AS a
+         WHERE {unsent}NOT EXISTS (SELECT 1 FROM {positions} AS p WHERE p.outbox = {outbox} AND p.row_key = {row_key})
+         ORDER BY {created}a.{key} LIMIT ?"
+    )
+}

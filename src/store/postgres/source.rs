@@ -1,0 +1,216 @@
+//! A table that `migrate` did not make, as PostgreSQL is to read it.
+//!
+//! What is joined to a row is looked up for that row (`LATERAL` and `OFFSET 0`, which the planner does not take apart):
+//! left to itself it joins by a hash of the whole table as soon as its statistics are old, at every poll.
+
+use super::statements::Size;
+use crate::config::{Field, TableName};
+use crate::store::columns::Column;
+use crate::store::layout::{Layout, Need, Types, Value};
+use crate::store::source::{Dialect, Source, Target, columns, unsent};
+
+/// PostgreSQL's types and expressions.
+pub(super) struct Postgres;
+
+const TEXTS: &[&str] = &["json", "jsonb", "text", "character varying"];
+const BODIES: &[&str] = &["json", "jsonb", "text", "character varying", "bytea"];
+const INTEGERS: &[&str] = &["bigint", "integer", "smallint"];
+/// Without a time zone, UTC is meant: the driver's connections are set to it.
+const TIMES: &[&str] = &["timestamp with time zone", "timestamp without time zone"];
+const SENT: &[&str] = &["timestamp with time zone", "timestamp without time zone", "boolean"];
+
+impl Types for Postgres {
+    fn allowed(&self, need: Need) -> &'static [&'static str] {
+        match need {
+            Need::Text => &[],
+            Need::Object => TEXTS,
+            Need::Body => BODIES,
+            Need::Time => TIMES,
+            Need::Count => INTEGERS,
+            Need::Sent => SENT,
+        }
+    }
+
+    fn is_integer(&self, column: &Column) -> bool {
+        INTEGERS.contains(&column.kind.as_str())
+    }
+
+    fn is_flag(&self, column: &Column) -> bool {
+        column.kind == "boolean"
+    }
+
+    fn time(&self) -> &'static str {
+        "timestamptz"
+    }
+
+    fn ignores_case(&self) -> bool {
+        false
+    }
+}
+
+impl Dialect for Postgres {
+    fn text(&self, column: &Column, sql: &str) -> String {
+        match column.kind.as_str() {
+            "text" => sql.to_owned(),
+            "bytea" => format!("encode({sql}, 'hex')"),
+            _ => format!("{sql}::text"),
+        }
+    }
+
+    fn message_id(&self, column: &Column, sql: &str) -> String {
+        match column.kind.as_str() {
+            "uuid" => sql.to_owned(),
+            _ => self.text(column, sql),
+        }
+    }
+
+    fn concat(&self, parts: &[String]) -> String {
+        format!("({})", parts.join(" || "))
+    }
+
+    fn null(&self, need: Need) -> &'static str {
+        match need {
+            Need::Time | Need::Sent => "NULL::timestamptz",
+            Need::Count => "0",
+            Need::Text | Need::Object | Need::Body => "NULL::text",
+        }
+    }
+
+    fn object(&self, entries: &[(String, &Column, String)]) -> String {
+        let entries: Vec<_> = entries
+            .iter()
+            .map(|(name, column, sql)| match column.kind.as_str() {
+                "bytea" => format!("{name}, encode({sql}, 'hex')"),
+                _ => format!("{name}, {sql}"),
+            })
+            .collect();
+        format!("json_build_object({})::text", entries.join(", "))
+    }
+
+    fn never_null(&self, column: &Column, sql: &str) -> String {
+        match column.kind.as_str() {
+            "bytea" => format!("coalesce({sql}, ''::bytea)"),
+            _ => format!("coalesce({sql}::text, '')"),
+        }
+    }
+
+    fn stored_key(&self, key: &Column, sql: &str) -> String {
+        // `character` alone would be of one character.
+        let kind = if key.kind == "character" { "bpchar" } else { &key.kind };
+        format!("{sql}::{kind}")
+    }
+
+    fn is_unset(&self, column: &Column, sql: &str) -> String {
+        match column.nullable {
+            true => format!("{sql} IS NOT TRUE"),
+            // As a partial index has it.
+            false => format!("NOT {sql}"),
+        }
+    }
+}
+
+/// How the size of a body is found.
+pub(super) fn size(layout: &Layout) -> Size {
+    match layout.value(Field::Payload) {
+        Value::Column(column) if column.kind.starts_with("json") => Size::OfText,
+        _ => Size::OfColumn,
+    }
+}
+
+/// What the statements read from.
+pub(super) fn source(table: &TableName, layout: &Layout) -> Source {
+    let target = Target::new(table, layout, &Postgres);
+    let (list, outbox, key) = (columns(layout, &Postgres), &target.outbox, &target.key);
+    let id = if layout.numbered {
+        "p.position".to_owned()
+    } else {
+        format!("a.{key}")
+    };
+    let failures = &target.failures;
+    let refusals = match layout.bookkeeping {
+        Some(_) => String::new(),
+        None => format!(
+            " LEFT JOIN LATERAL (SELECT x.attempts, x.next_attempt_at, x.last_error, x.dead_at FROM {failures} AS x
+               WHERE x.outbox = {outbox} AND x.id = {id} OFFSET 0) AS b ON true"
+        ),
+    };
+    let row =
+        |condition: &str| format!("CROSS JOIN LATERAL (SELECT r.* FROM {table} AS r WHERE {condition} OFFSET 0) AS a");
+    let by_key = format!("r.{key} = {}", target.key_there);
+    let from = match &target.positions {
+        Some(positions) => format!(
+            "FROM {positions} AS p {}{refusals} WHERE p.outbox = {outbox}",
+            row(&by_key)
+        ),
+        None => format!("FROM {table} AS a{refusals}"),
+    };
+    let dead = match (&layout.bookkeeping, &target.positions) {
+        (Some(_), _) => from.clone(),
+        (None, None) => format!(
+            "FROM {failures} AS b {} WHERE b.outbox = {outbox} AND b.dead_at IS NOT NULL",
+            row(&format!("r.{key} = b.id"))
+        ),
+        (None, Some(positions)) => format!(
+            "FROM {failures} AS b CROSS JOIN LATERAL (SELECT x.* FROM {positions} AS x
+               WHERE x.outbox = b.outbox AND x.position = b.id OFFSET 0) AS p {} WHERE b.outbox = {outbox} AND b.dead_at IS NOT NULL",
+            row(&by_key)
+        ),
+    };
+    let reads = format!("(SELECT {list} {from}) AS o");
+    // The other name of the same thing: the number that the refusal has.
+    let dead_list = match &layout.bookkeeping {
+        Some(_) => list,
+        None => list.replacen(&format!("{id} AS id"), "b.id AS id", 1),
+    };
+    Source {
+        by_id: reads.clone(),
+        reads,
+        dead: format!("(SELECT {dead_list} {dead}) AS o"),
+        unsent: unsent(layout, &Postgres, |_| "o.sent_at".to_owned()),
+        waiting: target.positions.as_ref().map(|_| waiting(table, layout)),
+        header_columns: !layout.headers.is_empty(),
+        target,
+    }
+}
+
+/// The unsent rows as the table has them, with what is needed to tell how old they are.
+fn waiting(table: &TableName, layout: &Layout) -> String {
+    let time = |field| match layout.value(field) {
+        Value::Column(column) => format!("a.{}", column.quoted()),
+        _ => Postgres.null(Need::Time).to_owned(),
+    };
+    let unsent = match unsent(layout, &Postgres, |column| format!("a.{}", column.quoted())) {
+        unsent if unsent.is_empty() => "true".to_owned(),
+        unsent => unsent,
+    };
+    format!(
+        "(SELECT {} AS created_at, {} AS available_at, {} AS next_attempt_at FROM {table} AS a WHERE {unsent}) AS o",
+        time(Field::CreatedAt),
+        time(Field::AvailableAt),
+        Postgres.null(Need::Time)
+    )
+}
+
+/// Numbers rows that have no number yet, up to `$1`: in the order in which they were inserted, as far as that can be known.
+/// One relay at a time; the others find what it numbers.
+pub(super) fn number(table: &TableName, layout: &Layout, relaxed: &str) -> String {
+    let target = Target::new(table, layout, &Postgres);
+    let (outbox, key) = (&target.outbox, &target.key);
+    let positions = target.positions.unwrap_or_default();
+    let created = match layout.value(Field::CreatedAt) {
+        Value::Column(column) => format!("a.{}, ", column.quoted()),
+        _ => String::new(),
+    };
+    let unsent = match unsent(layout, &Postgres, |column| format!("a.{}", column.quoted())) {
+        unsent if unsent.is_empty() => unsent,
+        unsent => format!("{unsent} AND "),
+    };
+    format!(
+        "INSERT INTO {positions} (outbox, row_key)
+         SELECT {outbox}, a.{key}::text FROM {table} AS a
+         WHERE {unsent}NOT EXISTS (SELECT FROM {positions} AS p WHERE p.outbox = {outbox} AND p.row_key = a.{key}::text)
+           AND {relaxed} AND (SELECT pg_try_advisory_xact_lock(hashtextextended({outbox}, 122550254464888)))
+         ORDER BY {created}age(a.xmin) DESC, a.cmin::text::bigint, a.ctid LIMIT $1
+         ON CONFLICT DO NOTHING"
+    )
+}

@@ -1,0 +1,269 @@
+//! What the statements read from and write to: the table that `migrate` makes, or another one behind a subquery that has
+//! the same columns, so that every statement is written once.
+//!
+//! The subquery is a plain selection, which every database merges into the statement around it: the indexes of the
+//! application's table are used as if the statement were written for it.
+
+use super::columns::Column;
+use super::layout::{Layout, Need, Part, Value};
+use super::migrate::{in_schema, literal};
+use crate::config::{Field, TableName};
+
+/// Refusals of rows whose table has no columns for them.
+const FAILURES: &str = "outbox_relay_failures";
+/// Numbers of rows whose table has none.
+const POSITIONS: &str = "outbox_relay_positions";
+
+/// What differs between databases in an expression.
+pub(super) trait Dialect {
+    /// Column `sql` as text.
+    fn text(&self, column: &Column, sql: &str) -> String;
+    /// Column `sql` as a message id: text, or the bytes of a UUID.
+    fn message_id(&self, column: &Column, sql: &str) -> String;
+    /// Texts, none of them null, in a row.
+    fn concat(&self, parts: &[String]) -> String;
+    /// Null, of the type that is needed.
+    fn null(&self, need: Need) -> &'static str;
+    /// A JSON object as text, of names (as SQL texts) and columns.
+    fn object(&self, entries: &[(String, &Column, String)]) -> String;
+    /// The body, with an empty one in the place of null.
+    fn never_null(&self, column: &Column, sql: &str) -> String;
+    /// That the flag `sql` is not set.
+    fn is_unset(&self, column: &Column, sql: &str) -> String;
+    /// From what the table of row numbers has of a key to the key.
+    fn stored_key(&self, key: &Column, sql: &str) -> String;
+    /// A text in SQL.
+    fn literal(&self, text: &str) -> String {
+        literal(text)
+    }
+}
+
+/// The relay's own table of refusals.
+pub(super) fn failures_table(table: &TableName) -> String {
+    in_schema(table, FAILURES)
+}
+
+/// The relay's own table of row numbers.
+pub(super) fn positions_table(table: &TableName) -> String {
+    in_schema(table, POSITIONS)
+}
+
+/// What statements are made of; every table in it is named `o`.
+#[derive(Debug, Clone)]
+pub(super) struct Source {
+    /// Where unsent rows are read from in `id` order.
+    pub(super) reads: String,
+    /// Where rows are looked up by their ids.
+    pub(super) by_id: String,
+    /// Where dead letters are read from.
+    pub(super) dead: String,
+    /// That a row is not sent, where that can be told; empty: every row that is there is unsent.
+    pub(super) unsent: String,
+    /// The unsent rows themselves, where many of them are not in `reads` yet: with the times they have in their table.
+    pub(super) waiting: Option<String>,
+    /// There is a column `header_columns`.
+    pub(super) header_columns: bool,
+    /// How it is written to.
+    pub(super) target: Target,
+}
+
+/// The table that is written to, with the names of its columns.
+#[derive(Debug, Clone)]
+pub(super) struct Target {
+    /// The application's table.
+    pub(super) table: String,
+    /// What rows are told apart by.
+    pub(super) key: String,
+    /// What is marked, a time or a flag.
+    pub(super) sent: Option<String>,
+    pub(super) sent_is_flag: bool,
+    /// That a row, named `o`, is not marked; empty: rows are not marked.
+    pub(super) unsent: String,
+    /// Attempts, next attempt, last error, dead; `None`: see `failures`.
+    pub(super) bookkeeping: Option<[String; 4]>,
+    /// The outbox as the relay's own tables name it.
+    pub(super) outbox: String,
+    /// The relay's own table of refusals.
+    pub(super) failures: String,
+    /// The relay's own table of row numbers, where it numbers the rows.
+    pub(super) positions: Option<String>,
+    /// The key as that table, named `p`, has it.
+    pub(super) key_there: String,
+}
+
+impl Target {
+    /// Rows with a column of their own to tell when they were sent can be purged by it.
+    pub(super) fn can_purge(&self) -> bool {
+        self.sent.is_some() && !self.sent_is_flag && self.positions.is_none()
+    }
+}
+
+impl Source {
+    /// The table that `migrate` makes, or one like it. `indexed` is the table with the index of unsent rows.
+    pub(super) fn standard(table: &TableName, indexed: &str) -> Self {
+        let every = format!("{table} AS o");
+        Self {
+            reads: indexed.to_owned(),
+            by_id: every.clone(),
+            dead: every,
+            unsent: "o.sent_at IS NULL".to_owned(),
+            waiting: None,
+            header_columns: false,
+            target: Target {
+                table: table.to_string(),
+                key: "id".to_owned(),
+                sent: Some("sent_at".to_owned()),
+                sent_is_flag: false,
+                unsent: "o.sent_at IS NULL".to_owned(),
+                bookkeeping: Some(["attempts", "next_attempt_at", "last_error", "dead_at"].map(str::to_owned)),
+                outbox: literal(table.name()),
+                failures: failures_table(table),
+                positions: None,
+                key_there: String::new(),
+            },
+        }
+    }
+
+    /// Unsent and not given up.
+    pub(super) fn open(&self) -> String {
+        match self.unsent.as_str() {
+            "" => "o.dead_at IS NULL".to_owned(),
+            unsent => format!("{unsent} AND o.dead_at IS NULL"),
+        }
+    }
+
+    /// Given up.
+    pub(super) fn given_up(&self) -> String {
+        match self.unsent.as_str() {
+            "" => "o.dead_at IS NOT NULL".to_owned(),
+            unsent => format!("o.dead_at IS NOT NULL AND {unsent}"),
+        }
+    }
+
+    /// What stands behind the columns of a page.
+    pub(super) fn more_columns(&self) -> &'static str {
+        if self.header_columns { ", header_columns" } else { "" }
+    }
+}
+
+impl Target {
+    /// `AND`, and that the row `o` is not marked; nothing where rows are not marked.
+    pub(super) fn and_unsent(&self) -> String {
+        match self.unsent.as_str() {
+            "" => String::new(),
+            unsent => format!(" AND {unsent}"),
+        }
+    }
+
+    /// That the row with this id is in its table, unsent; what was refused does not matter.
+    pub(super) fn has(&self, id: &str) -> String {
+        let Self {
+            table,
+            key,
+            outbox,
+            key_there,
+            ..
+        } = self;
+        let unsent = self.and_unsent();
+        match &self.positions {
+            None => format!("EXISTS (SELECT 1 FROM {table} AS o WHERE o.{key} = {id}{unsent})"),
+            Some(positions) => format!(
+                "EXISTS (SELECT 1 FROM {positions} AS p JOIN {table} AS o ON o.{key} = {key_there}
+                         WHERE p.outbox = {outbox} AND p.position = {id}{unsent})"
+            ),
+        }
+    }
+
+    /// The application's table by what the layout says.
+    pub(super) fn new(table: &TableName, layout: &Layout, dialect: &dyn Dialect) -> Self {
+        Self {
+            table: table.to_string(),
+            key: layout.key.quoted(),
+            sent: layout.sent.as_ref().map(Column::quoted),
+            sent_is_flag: layout.sent_is_flag,
+            unsent: unsent(layout, dialect, |column| format!("o.{}", column.quoted())),
+            bookkeeping: layout
+                .bookkeeping
+                .as_ref()
+                .map(|columns| columns.each_ref().map(Column::quoted)),
+            outbox: literal(table.name()),
+            failures: failures_table(table),
+            positions: layout.numbered.then(|| positions_table(table)),
+            key_there: dialect.stored_key(&layout.key, "p.row_key"),
+        }
+    }
+}
+
+/// What is not sent, of a source or of the table itself: `sql` gives the column.
+pub(super) fn unsent(layout: &Layout, dialect: &dyn Dialect, sql: impl Fn(&Column) -> String) -> String {
+    match &layout.sent {
+        None => String::new(),
+        Some(column) if layout.sent_is_flag => dialect.is_unset(column, &sql(column)),
+        Some(column) => format!("{} IS NULL", sql(column)),
+    }
+}
+
+/// The columns of a source: `a` is the application's table, `p` that of the row numbers, `b` that of the refusals.
+pub(super) fn columns(layout: &Layout, dialect: &dyn Dialect) -> String {
+    let of = |column: &Column| format!("a.{}", column.quoted());
+    let id = match layout.numbered {
+        true => "p.position".to_owned(),
+        false => of(&layout.key),
+    };
+    let mut list = vec![format!("{id} AS id")];
+    for field in Field::ALL {
+        let sql = match field {
+            Field::Id => continue,
+            Field::SentAt => match &layout.sent {
+                Some(sent) => of(sent),
+                None => dialect.null(Need::Time).to_owned(),
+            },
+            Field::Attempts | Field::NextAttemptAt | Field::LastError | Field::DeadAt => {
+                let place = Field::BOOKKEEPING
+                    .iter()
+                    .position(|other| *other == field)
+                    .unwrap_or_default();
+                match &layout.bookkeeping {
+                    Some(columns) => of(&columns[place]),
+                    None => format!("b.{}", field.name()),
+                }
+            }
+            field => content(field, layout, dialect),
+        };
+        list.push(format!("{sql} AS {}", field.name()));
+    }
+    if !layout.headers.is_empty() {
+        let entries: Vec<_> = layout
+            .headers
+            .iter()
+            .map(|(column, name)| (dialect.literal(name), column, of(column)))
+            .collect();
+        list.push(format!("{} AS header_columns", dialect.object(&entries)));
+    }
+    list.join(", ")
+}
+
+fn content(field: Field, layout: &Layout, dialect: &dyn Dialect) -> String {
+    let of = |column: &Column| format!("a.{}", column.quoted());
+    match layout.value(field) {
+        Value::Nowhere => dialect.null(Need::of(field)).to_owned(),
+        Value::Template(parts) => {
+            let parts: Vec<_> = parts
+                .iter()
+                .map(|part| match part {
+                    Part::Text(text) => dialect.literal(text),
+                    Part::Column(column) => format!("coalesce({}, '')", dialect.text(column, &of(column))),
+                })
+                .collect();
+            dialect.concat(&parts)
+        }
+        Value::Column(column) => match (field, Need::of(field)) {
+            (Field::MessageId, _) => dialect.message_id(column, &of(column)),
+            (Field::Payload, _) if layout.null_payload_is_empty && column.nullable => {
+                dialect.never_null(column, &of(column))
+            }
+            (_, Need::Text) => dialect.text(column, &of(column)),
+            _ => of(column),
+        },
+    }
+}

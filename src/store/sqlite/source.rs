@@ -1,0 +1,171 @@
+//! A table that `migrate` did not make, as SQLite is to read it.
+
+use crate::config::{Field, TableName};
+use crate::store::columns::Column;
+use crate::store::layout::{Layout, Need, Types, Value};
+use crate::store::source::{Dialect, Source, Target, columns, unsent};
+
+/// SQLite's types and expressions. Declared types hardly bind it: values are understood as they come.
+pub(super) struct Sqlite {
+    /// Sent rows are deleted, and the id of the highest one may then be given again: a late mark would take a row that was
+    /// never sent.
+    pub(super) ids_are_given_again: bool,
+}
+
+impl Types for Sqlite {
+    fn allowed(&self, _: Need) -> &'static [&'static str] {
+        &[]
+    }
+
+    /// By SQLite's own rule for an integer affinity.
+    fn is_integer(&self, column: &Column) -> bool {
+        column.kind.contains("INT") && !self.ids_are_given_again
+    }
+
+    fn is_flag(&self, column: &Column) -> bool {
+        column.kind.contains("BOOL") || column.kind.contains("INT")
+    }
+
+    fn time(&self) -> &'static str {
+        "TEXT"
+    }
+}
+
+impl Dialect for Sqlite {
+    fn text(&self, _: &Column, sql: &str) -> String {
+        format!("CAST({sql} AS TEXT)")
+    }
+
+    fn message_id(&self, _: &Column, sql: &str) -> String {
+        format!("CASE typeof({sql}) WHEN 'blob' THEN {sql} ELSE CAST({sql} AS TEXT) END")
+    }
+
+    fn concat(&self, parts: &[String]) -> String {
+        format!("({})", parts.join(" || "))
+    }
+
+    fn null(&self, need: Need) -> &'static str {
+        match need {
+            Need::Count => "0",
+            _ => "NULL",
+        }
+    }
+
+    /// A blob cannot be in JSON, and one such row must not stop its page.
+    fn object(&self, entries: &[(String, &Column, String)]) -> String {
+        let entries: Vec<_> = entries
+            .iter()
+            .map(|(name, _, sql)| {
+                format!("{name}, CASE typeof({sql}) WHEN 'blob' THEN lower(hex({sql})) ELSE {sql} END")
+            })
+            .collect();
+        format!("json_object({})", entries.join(", "))
+    }
+
+    fn never_null(&self, _: &Column, sql: &str) -> String {
+        format!("coalesce({sql}, '')")
+    }
+
+    fn is_unset(&self, column: &Column, sql: &str) -> String {
+        match column.nullable {
+            true => format!("({sql} = 0 OR {sql} IS NULL)"),
+            false => format!("{sql} = 0"),
+        }
+    }
+
+    fn stored_key(&self, _: &Column, sql: &str) -> String {
+        sql.to_owned()
+    }
+}
+
+/// What the statements read from.
+pub(super) fn source(table: &TableName, layout: &Layout, dialect: &Sqlite) -> Source {
+    let target = Target::new(table, layout, dialect);
+    let Target {
+        key,
+        outbox,
+        failures,
+        key_there,
+        ..
+    } = &target;
+    let list = columns(layout, dialect);
+    let refusals = |id: &str| match layout.bookkeeping {
+        Some(_) => String::new(),
+        None => format!(" LEFT JOIN {failures} AS b ON b.outbox = {outbox} AND b.id = {id}"),
+    };
+    let from = match &target.positions {
+        // CROSS: in this order.
+        Some(positions) => format!(
+            "FROM {positions} AS p CROSS JOIN {table} AS a{} WHERE a.{key} = {key_there} AND p.outbox = {outbox}",
+            refusals("p.position")
+        ),
+        None => format!("FROM {table} AS a{}", refusals(&format!("a.{key}"))),
+    };
+    let given_up = format!("b.outbox = {outbox} AND b.dead_at IS NOT NULL");
+    let dead = match (&layout.bookkeeping, &target.positions) {
+        (Some(_), _) => from.clone(),
+        (None, None) => format!("FROM {failures} AS b CROSS JOIN {table} AS a WHERE a.{key} = b.id AND {given_up}"),
+        (None, Some(positions)) => format!(
+            "FROM {failures} AS b CROSS JOIN {positions} AS p CROSS JOIN {table} AS a
+               WHERE p.outbox = b.outbox AND p.position = b.id AND a.{key} = {key_there} AND {given_up}"
+        ),
+    };
+    let reads = format!("(SELECT {list} {from}) AS o");
+    Source {
+        by_id: reads.clone(),
+        reads,
+        dead: format!("(SELECT {list} {dead}) AS o"),
+        unsent: unsent(layout, dialect, |_| "o.sent_at".to_owned()),
+        waiting: target.positions.as_ref().map(|_| waiting(table, layout, dialect)),
+        header_columns: !layout.headers.is_empty(),
+        target,
+    }
+}
+
+/// The unsent rows as the table has them, with what is needed to tell how old they are.
+fn waiting(table: &TableName, layout: &Layout, dialect: &Sqlite) -> String {
+    let time = |field| match layout.value(field) {
+        Value::Column(column) => format!("a.{}", column.quoted()),
+        _ => "NULL".to_owned(),
+    };
+    let unsent = match unsent(layout, dialect, |column| format!("a.{}", column.quoted())) {
+        unsent if unsent.is_empty() => "1".to_owned(),
+        unsent => unsent,
+    };
+    format!(
+        "(SELECT {} AS created_at, {} AS available_at, NULL AS next_attempt_at FROM {table} AS a WHERE {unsent}) AS o",
+        time(Field::CreatedAt),
+        time(Field::AvailableAt)
+    )
+}
+
+/// Finds rows that have no number yet (the first statement), and numbers up to `?1` of them (the second): by their time of
+/// creation if they have one, then in the order of their insertion, which the row id tells where there is one.
+pub(super) fn number(table: &TableName, layout: &Layout, dialect: &Sqlite, has_rowid: bool) -> [String; 2] {
+    let target = Target::new(table, layout, dialect);
+    let (outbox, key) = (&target.outbox, &target.key);
+    let positions = target.positions.unwrap_or_default();
+    let created = match layout.value(Field::CreatedAt) {
+        Value::Column(column) => format!("a.{}, ", column.quoted()),
+        _ => String::new(),
+    };
+    let unsent = match unsent(layout, dialect, |column| format!("a.{}", column.quoted())) {
+        unsent if unsent.is_empty() => unsent,
+        unsent => format!("{unsent} AND "),
+    };
+    let order = if has_rowid {
+        "a.rowid".to_owned()
+    } else {
+        format!("a.{key}")
+    };
+    let rows = format!(
+        "FROM {table} AS a
+         WHERE {unsent}NOT EXISTS (SELECT 1 FROM {positions} AS p WHERE p.outbox = {outbox} AND p.row_key = a.{key})"
+    );
+    [
+        format!("SELECT EXISTS (SELECT 1 {rows})"),
+        format!(
+            "INSERT OR IGNORE INTO {positions} (outbox, row_key) SELECT {outbox}, a.{key} {rows} ORDER BY {created}{order} LIMIT ?1"
+        ),
+    ]
+}
