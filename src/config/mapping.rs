@@ -322,8 +322,17 @@ fn bad_column(text: &str, error: TableNameError) -> String {
     format!("{why}; it {}", shown(text))
 }
 
+/// Any text would do, and would be shown: a URL that was put into the wrong variable must not be, for its password.
+fn no_url(text: &str) -> Result<(), String> {
+    match text.contains("://") || text.contains('@') {
+        true => Err("has `://` or `@`, like a URL that belongs into another variable".to_owned()),
+        false => Ok(()),
+    }
+}
+
 /// `orders.{type}`, with `{{` and `}}` for braces.
 fn template(text: &str) -> Result<Vec<Piece>, String> {
+    no_url(text)?;
     let mut pieces = Vec::new();
     let mut plain = String::new();
     let mut rest = text;
@@ -356,6 +365,7 @@ fn template(text: &str) -> Result<Vec<Piece>, String> {
 
 /// `tenant_id,trace_id:traceparent,"Odd, name":x`.
 fn header_columns(text: &str) -> Result<Vec<(ColumnName, String)>, String> {
+    no_url(text)?;
     let mut headers: Vec<(ColumnName, String)> = Vec::new();
     for item in outside_quotes(text, ',') {
         let parts = outside_quotes(item, ':');

@@ -280,3 +280,49 @@ fn help_and_readme_name_every_variable_with_its_default() {
     assert!(help.contains("also DATABASE_URL, or RELAY_DATABASE_URL_FILE"));
     assert_eq!(table.lines().count(), VARIABLES.len() + 2);
 }
+
+#[test]
+fn columns_are_named_one_by_one_or_by_a_preset() {
+    assert!(config_with(&[]).outbox.mapping.is_default());
+    let config = config_with(&[("RELAY_PRESET", "debezium")]);
+    let origin = |config: &Config, field| config.outbox.mapping.origin(field).cloned();
+    let column = |name: &str| Some(Origin::Column(name.parse().unwrap()));
+    assert_eq!(config.outbox.on_sent, OnSent::Delete);
+    assert_eq!(origin(&config, Field::MessageId), column("id"));
+    assert!(matches!(origin(&config, Field::RoutingKey), Some(Origin::Template(pieces)) if pieces.len() == 3));
+    assert_eq!(origin(&config, Field::SentAt), None);
+    // What is set by hand goes before it, in whatever way.
+    let config = config_with(&[
+        ("RELAY_PRESET", "debezium"),
+        ("RELAY_OUTBOX_ON_SENT", "mark"),
+        ("RELAY_COLUMN_ROUTING_KEY", "\"My Key\""),
+        ("RELAY_COLUMN_ORDERING_KEY", "-"),
+        ("RELAY_COLUMN_CREATED_AT", ""),
+    ]);
+    assert_eq!(config.outbox.on_sent, OnSent::Mark);
+    assert_eq!(origin(&config, Field::RoutingKey), column("\"My Key\""));
+    assert_eq!(origin(&config, Field::OrderingKey), Some(Origin::Nowhere));
+    assert_eq!(origin(&config, Field::CreatedAt), None);
+}
+
+#[test]
+fn columns_that_cannot_be_are_refused() {
+    for (name, value, words) in [
+        ("RELAY_PRESET", "debezum", "`debezium` or `watermill`"),
+        ("RELAY_COLUMN_ID", "a.b", "must be a column's name"),
+        ("RELAY_COLUMN_ID", "-", "cannot do without"),
+        ("RELAY_COLUMN_SENT_AT", "-", "RELAY_OUTBOX_ON_SENT=delete"),
+        ("RELAY_COLUMN_TYPE", &"x".repeat(64), "over 63 bytes"),
+        ("RELAY_ROUTING_KEY", "{a", "single brace"),
+        ("RELAY_COLUMN_HEADERS", "a,b:a", "twice"),
+    ] {
+        let problem = problem_of(name, value);
+        assert!(problem.contains(words), "{problem}");
+    }
+    let both = load_with(&[("RELAY_ROUTING_KEY", "a"), ("RELAY_COLUMN_ROUTING_KEY", "b")]);
+    assert!(
+        both.unwrap_err()
+            .to_string()
+            .contains("RELAY_ROUTING_KEY: is given beside RELAY_COLUMN_ROUTING_KEY")
+    );
+}

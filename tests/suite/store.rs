@@ -1,5 +1,6 @@
 //! One suite for every database: what a store promises, against real servers and files.
 
+mod existing;
 mod harness;
 mod leasing;
 mod mariadb;
