@@ -48,6 +48,7 @@ mod support;
 mod broker;
 mod deployment;
 mod docs;
+mod existing_tables;
 mod faults;
 mod lifecycle;
 mod main_job;

@@ -46,6 +46,45 @@ impl Outbox {
         Self::new(database_url, Rabbit::shared().await.create_vhost().await, Some(folder)).await
     }
 
+    /// The three kinds of database without any table; with the exchange `events` and the queue `q` bound by these keys.
+    pub(crate) async fn without_tables(database: &str, routing_keys: &[&str]) -> Self {
+        let amqp_url = Rabbit::shared().await.create_vhost().await;
+        declare(&amqp_url, "events", "q", Kind::Quorum, routing_keys).await;
+        let (database_url, folder) = match database {
+            "postgres" => (Postgres::shared().await.create_database().await, None),
+            "mariadb" => (MariaDb::shared().await.create_database().await, None),
+            _ => {
+                let folder = tempfile::tempdir().expect("a folder");
+                let url = format!("sqlite://{}", folder.path().join("app.db").display());
+                (url, Some(folder))
+            }
+        };
+        // An application has its file in WAL mode before the relay comes.
+        let db = Database::connect(&format!(
+            "{database_url}{}",
+            if folder.is_some() { "?mode=rwc" } else { "" }
+        ))
+        .await;
+        Self {
+            database_url,
+            amqp_url,
+            db,
+            _folder: folder,
+        }
+    }
+
+    /// Runs a command to its end with these variables: exit code, standard output, standard error.
+    pub(crate) async fn command(&self, args: &[&str], more: &[(&str, &str)]) -> (Option<i32>, String, String) {
+        let mut env = vec![
+            ("RELAY_DATABASE_URL", self.database_url.as_str()),
+            ("RELAY_AMQP_URL", self.amqp_url.as_str()),
+            ("RELAY_AMQP_EXCHANGE", "events"),
+        ];
+        env.extend_from_slice(more);
+        let (status, out, err) = Relay::run_to_end(args, &env).await;
+        (status.code(), out, err)
+    }
+
     /// With servers of its own.
     pub(crate) async fn between(postgres: &Postgres, rabbit: &Rabbit) -> Self {
         Self::new(postgres.create_database().await, rabbit.url(), None).await

@@ -1,0 +1,438 @@
+//! Tables that the application made before it knew of the relay, by the real binary.
+
+use std::collections::HashMap;
+
+use lapin::types::AMQPValue;
+
+use crate::outbox::{Outbox, SECOND};
+use crate::support::{Consumer, Received, Relay, RelayCommand, until};
+
+mod bad_input;
+
+const DATABASES: [&str; 3] = ["postgres", "mariadb", "sqlite"];
+
+/// A test for each database.
+macro_rules! everywhere {
+    ($($name:ident)*) => {
+        $(mod $name {
+            #[tokio::test(flavor = "multi_thread")]
+            async fn on_postgres() {
+                super::$name("postgres").await;
+            }
+
+            #[tokio::test(flavor = "multi_thread")]
+            async fn on_mariadb() {
+                super::$name("mariadb").await;
+            }
+
+            #[tokio::test(flavor = "multi_thread")]
+            async fn on_sqlite() {
+                super::$name("sqlite").await;
+            }
+        })*
+    };
+}
+
+everywhere! {
+    a_debezium_table_is_relayed_as_it_is
+    rows_stay_until_they_are_confirmed_and_two_relays_share_them
+    names_templates_and_headers_are_what_the_variables_say
+    message_ids_are_of_any_type
+    refusals_without_columns_are_seen_replayed_and_discarded
+}
+
+fn with(outbox: &Outbox, variables: &[(&str, &str)]) -> RelayCommand {
+    variables
+        .iter()
+        .fold(outbox.relay(), |relay, (name, value)| relay.env(name, value))
+}
+
+async fn migrate(outbox: &Outbox, variables: &[(&str, &str)]) {
+    let (code, out, err) = outbox.command(&["migrate"], variables).await;
+    assert_eq!(code, Some(0), "{out}{err}");
+    assert!(out.contains("is the application's"), "{out}");
+}
+
+fn debezium(database: &str) -> &'static str {
+    match database {
+        // https://debezium.io/documentation/reference/stable/transformations/outbox-event-router.html
+        "postgres" => {
+            "CREATE TABLE outboxevent (
+                 id uuid NOT NULL PRIMARY KEY, aggregatetype character varying(255) NOT NULL,
+                 aggregateid character varying(255) NOT NULL, type character varying(255) NOT NULL, payload jsonb)"
+        }
+        "mariadb" => {
+            "CREATE TABLE outboxevent (
+                 id binary(16) NOT NULL PRIMARY KEY, aggregatetype varchar(255) NOT NULL,
+                 aggregateid varchar(255) NOT NULL, type varchar(255) NOT NULL, payload json)"
+        }
+        _ => {
+            "CREATE TABLE outboxevent (
+                 id TEXT NOT NULL PRIMARY KEY, aggregatetype TEXT NOT NULL, aggregateid TEXT NOT NULL, type TEXT NOT NULL,
+                 payload TEXT)"
+        }
+    }
+}
+
+const DEBEZIUM: &[(&str, &str)] = &[("RELAY_PRESET", "debezium"), ("RELAY_OUTBOX_TABLE", "outboxevent")];
+
+/// A random id as SQL.
+fn id(database: &str) -> String {
+    let id = uuid::Uuid::new_v4();
+    match database {
+        "mariadb" => format!("x'{}'", id.simple()),
+        _ => format!("'{id}'"),
+    }
+}
+
+async fn insert_event(outbox: &Outbox, database: &str, aggregate: &str, kind: &str, payload: &str) {
+    let id = id(database);
+    outbox
+        .db
+        .run(&format!(
+            "INSERT INTO outboxevent (id, aggregatetype, aggregateid, type, payload)
+             VALUES ({id}, 'Order', '{aggregate}', '{kind}', {payload})"
+        ))
+        .await;
+}
+
+fn numbers(received: &[Received]) -> HashMap<String, Vec<i64>> {
+    let mut keys: HashMap<String, Vec<i64>> = HashMap::new();
+    for message in received {
+        let body: serde_json::Value = serde_json::from_slice(&message.body).expect("json");
+        let key = body["key"].as_str().expect("a key").to_owned();
+        keys.entry(key).or_default().push(body["n"].as_i64().expect("a number"));
+    }
+    keys
+}
+
+async fn a_debezium_table_is_relayed_as_it_is(database: &str) {
+    let outbox = Outbox::without_tables(database, &["Order.OrderCreated", "Order.OrderDeleted"]).await;
+    outbox.db.run(debezium(database)).await;
+    insert_event(&outbox, database, "1", "OrderCreated", "'{\"key\": \"1\", \"n\": 0}'").await;
+    migrate(&outbox, DEBEZIUM).await;
+    let (code, out, _) = outbox.command(&["check"], DEBEZIUM).await;
+    assert_eq!(code, Some(0), "{out}");
+    assert!(out.contains("routing_key ← \"{aggregatetype}.{type}\""), "{out}");
+    let relay = with(&outbox, DEBEZIUM).env("RELAY_RETRY_MAX_ATTEMPTS", "1").spawn();
+    let consumer = Consumer::start(&outbox.amqp_url, "q");
+    let first = consumer.wait_for(|received| received.len() == 1, 30 * SECOND).await;
+    assert_eq!(first[0].routing_key, "Order.OrderCreated");
+    let kind = first[0].properties.kind().as_ref().map(ToString::to_string);
+    assert_eq!(kind.as_deref(), Some("OrderCreated"));
+    uuid::Uuid::parse_str(&first[0].message_id).expect("the id of the row");
+    assert_eq!(first[0].message_id.len(), 36);
+    assert!(
+        first[0].properties.timestamp().is_none(),
+        "nobody knows when it was made"
+    );
+    for n in 1..40 {
+        let (key, kind) = (n % 3, if n % 2 == 0 { "OrderCreated" } else { "OrderDeleted" });
+        let payload = format!("'{{\"key\": \"{key}\", \"n\": {n}}}'");
+        insert_event(&outbox, database, &key.to_string(), kind, &payload).await;
+    }
+    // A tombstone, and one that nobody wants.
+    consumer.wait_for(|received| received.len() == 40, 30 * SECOND).await;
+    insert_event(&outbox, database, "1", "OrderDeleted", "NULL").await;
+    insert_event(&outbox, database, "2", "Unwanted", "'{}'").await;
+    let received = consumer.wait_for(|received| received.len() == 41, 30 * SECOND).await;
+    assert!(received[40].body.is_empty());
+    for (key, numbers) in numbers(&received[..40]) {
+        // One by one, each committed before the next: in this order at least as long as the relay keeps up.
+        let mut sorted = numbers.clone();
+        sorted.sort_unstable();
+        sorted.dedup();
+        assert_eq!(sorted.len(), numbers.len(), "{key}: {numbers:?}");
+    }
+    let dead = "SELECT count(*) FROM outbox_relay_failures WHERE dead_at IS NOT NULL";
+    until("a dead letter", 20 * SECOND, async || outbox.db.number(dead).await == 1).await;
+    until("all others are gone", 20 * SECOND, async || {
+        outbox.db.number("SELECT count(*) FROM outboxevent").await == 1
+    })
+    .await;
+    assert_eq!(outbox.db.number("SELECT count(*) FROM outbox_relay_positions").await, 1);
+    drop(relay);
+    let (code, out, err) = outbox
+        .command(&["dead-letters", "discard", "--all", "--yes"], DEBEZIUM)
+        .await;
+    assert_eq!(code, Some(0), "{out}{err}");
+    for table in ["outboxevent", "outbox_relay_positions", "outbox_relay_failures"] {
+        let sql = format!("SELECT count(*) FROM {table}");
+        assert_eq!(outbox.db.number(&sql).await, 0, "{table}");
+    }
+}
+
+async fn rows_stay_until_they_are_confirmed_and_two_relays_share_them(database: &str) {
+    let outbox = Outbox::without_tables(database, &["Order.Made"]).await;
+    outbox.db.run(debezium(database)).await;
+    migrate(&outbox, DEBEZIUM).await;
+    for n in 0..30 {
+        let key = n % 5;
+        let payload = format!("'{{\"key\": \"{key}\", \"n\": {n}}}'");
+        insert_event(&outbox, database, &key.to_string(), "Made", &payload).await;
+    }
+    let away = format!("amqp://127.0.0.1:{}", crate::support::free_port());
+    let relay = with(&outbox, DEBEZIUM).env("RELAY_AMQP_URL", &away).spawn();
+    until("the rows are known", 20 * SECOND, async || {
+        outbox.db.number("SELECT count(*) FROM outbox_relay_positions").await == 30
+    })
+    .await;
+    let (_, out, _) = outbox.command(&["status", "--json"], DEBEZIUM).await;
+    let report: serde_json::Value = serde_json::from_str(&out).expect("json");
+    assert_eq!(report["backlog"]["pending"], 30, "{report:#}");
+    drop(relay);
+    assert_eq!(outbox.db.number("SELECT count(*) FROM outboxevent").await, 30);
+    let _relays = [with(&outbox, DEBEZIUM).spawn(), with(&outbox, DEBEZIUM).spawn()];
+    let consumer = Consumer::start(&outbox.amqp_url, "q");
+    for n in 30..330 {
+        let key = n % 5;
+        let payload = format!("'{{\"key\": \"{key}\", \"n\": {n}}}'");
+        insert_event(&outbox, database, &key.to_string(), "Made", &payload).await;
+    }
+    let received = consumer.wait_for(|received| received.len() >= 330, 60 * SECOND).await;
+    let all: Vec<i64> = numbers(&received).into_values().flatten().collect();
+    assert_eq!((all.len(), all.iter().sum::<i64>()), (330, 329 * 330 / 2), "each once");
+    until("nothing is left", 20 * SECOND, async || {
+        outbox.db.number("SELECT count(*) FROM outboxevent").await
+            + outbox.db.number("SELECT count(*) FROM outbox_relay_positions").await
+            == 0
+    })
+    .await;
+}
+
+/// In another schema (where there are any), all names quoted and up to 63 bytes long.
+async fn names_templates_and_headers_are_what_the_variables_say(database: &str) {
+    let outbox = Outbox::without_tables(database, &["shop.EU.Made"]).await;
+    let long = format!("The \"\"Outbox\"\" {}", "Ö".repeat(24));
+    let (schema, key, text, flag) = match database {
+        "postgres" => (
+            "\"My App\".",
+            "bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY",
+            "text",
+            "boolean NOT NULL DEFAULT false",
+        ),
+        "mariadb" => (
+            "",
+            "bigint AUTO_INCREMENT PRIMARY KEY",
+            "varchar(200)",
+            "boolean NOT NULL DEFAULT false",
+        ),
+        _ => (
+            "",
+            "INTEGER PRIMARY KEY AUTOINCREMENT",
+            "TEXT",
+            "BOOLEAN NOT NULL DEFAULT 0",
+        ),
+    };
+    let quoted = |sql: &str| match database {
+        "mariadb" => sql.replace("\"\"", "\u{1}").replace('"', "`").replace('\u{1}', "\""),
+        _ => sql.to_owned(),
+    };
+    if !schema.is_empty() {
+        outbox.db.run("CREATE SCHEMA \"My App\"").await;
+    }
+    let table = format!("{schema}\"{long}\"");
+    outbox
+        .db
+        .run(&quoted(&format!(
+            "CREATE TABLE {table} (\"Seq No\" {key}, \"Région\" {text}, what {text}, \"Body\" {text} NOT NULL, tenant_id int,
+                 \"Trace,Id\" {text}, meta {text}, \"done?\" {flag})"
+        )))
+        .await;
+    let variables = [
+        ("RELAY_OUTBOX_TABLE", table.as_str()),
+        ("RELAY_COLUMN_ID", "\"Seq No\""),
+        ("RELAY_COLUMN_PAYLOAD", "\"Body\""),
+        ("RELAY_COLUMN_SENT_AT", "\"done?\""),
+        ("RELAY_COLUMN_ORDERING_KEY", "tenant_id"),
+        ("RELAY_COLUMN_HEADERS", "tenant_id,\"Trace,Id\":traceparent"),
+        ("RELAY_COLUMN_HEADERS_JSON", "meta"),
+        ("RELAY_ROUTING_KEY", "shop.{Région}.{what}"),
+        ("RELAY_TYPE", "{{{what}}}"),
+    ];
+    migrate(&outbox, &variables).await;
+    let (code, out, _) = outbox.command(&["check"], &variables).await;
+    assert!(out.contains("FAILED  indexes: no index of unsent rows"), "{out}");
+    assert_eq!(code, Some(1), "{out}");
+    // What it advises helps.
+    let (_, advice) = out.split_once("make it: ").expect("advice");
+    outbox.db.run(advice.lines().next().expect("a line")).await;
+    let (code, out, _) = outbox.command(&["check"], &variables).await;
+    assert_eq!(code, Some(0), "{out}");
+    outbox
+        .db
+        .run(&quoted(
+            &format!(
+                "INSERT INTO {table} (\"Région\", what, \"Body\", tenant_id, \"Trace,Id\", meta) VALUES
+                 ('EU', 'Made', 'one', 7, 'it''s', NULL), ('EU', 'Made', 'two', 7, NULL, '{{|tenant_id|: true}}')"
+            )
+            .replace('|', if database == "mariadb" { "\"\"" } else { "\"" }),
+        ))
+        .await;
+    let _relay = with(&outbox, &variables).spawn();
+    let consumer = Consumer::start(&outbox.amqp_url, "q");
+    let received = consumer.wait_for(|received| received.len() == 2, 30 * SECOND).await;
+    assert_eq!(
+        (received[0].text().as_str(), received[1].text().as_str()),
+        ("one", "two")
+    );
+    let kind = received[0].properties.kind().as_ref().map(ToString::to_string);
+    assert_eq!(kind.as_deref(), Some("{Made}"));
+    let header = |message: &Received, name: &str| message.headers.inner().get(name).cloned();
+    assert_eq!(header(&received[0], "tenant_id"), Some(AMQPValue::LongLongInt(7)));
+    assert_eq!(
+        header(&received[0], "traceparent"),
+        Some(AMQPValue::LongString("it's".into()))
+    );
+    assert_eq!(
+        header(&received[1], "tenant_id"),
+        Some(AMQPValue::Boolean(true)),
+        "its own headers win"
+    );
+    assert_eq!(header(&received[1], "traceparent"), None);
+    let unsent = quoted(&format!("SELECT count(*) FROM {table} WHERE NOT \"done?\""));
+    until("both are marked", 20 * SECOND, async || {
+        outbox.db.number(&unsent).await == 0
+    })
+    .await;
+    assert_ne!(received[0].message_id, received[1].message_id);
+}
+
+async fn message_ids_are_of_any_type(database: &str) {
+    let outbox = Outbox::without_tables(database, &["r"]).await;
+    let key = match database {
+        "postgres" => "bigserial PRIMARY KEY",
+        "mariadb" => "bigint AUTO_INCREMENT PRIMARY KEY",
+        _ => "INTEGER PRIMARY KEY AUTOINCREMENT",
+    };
+    let long = "x".repeat(256);
+    let mut relays = Vec::new();
+    let consumer = Consumer::start(&outbox.amqp_url, "q");
+    let mut expected = Vec::new();
+    for (kind, value, id) in [
+        ("bigint", "42".to_owned(), "42"),
+        ("varchar(300)", "'order-7/é'".to_owned(), "order-7/é"),
+        (
+            "varchar(36)",
+            "'6F9619FF-8B86-D011-B42D-00CF4FC964FF'".to_owned(),
+            "6f9619ff-8b86-d011-b42d-00cf4fc964ff",
+        ),
+        ("varchar(300)", format!("'{long}'"), ""),
+    ] {
+        let n = relays.len();
+        let table = format!("t{n}");
+        outbox
+            .db
+            .run(&format!(
+                "CREATE TABLE {table} (id {key}, mid {kind}, payload varchar(100))"
+            ))
+            .await;
+        outbox
+            .db
+            .run(&format!("INSERT INTO {table} (mid, payload) VALUES ({value}, '{n}')"))
+            .await;
+        let variables = [
+            ("RELAY_OUTBOX_TABLE", table.as_str()),
+            ("RELAY_OUTBOX_ON_SENT", "delete"),
+            ("RELAY_COLUMN_MESSAGE_ID", "mid"),
+            ("RELAY_ROUTING_KEY", "r"),
+        ];
+        migrate(&outbox, &variables).await;
+        relays.push(with(&outbox, &variables).spawn());
+        if !id.is_empty() {
+            expected.push(id);
+        }
+    }
+    let received = consumer.wait_for(|received| received.len() == 3, 30 * SECOND).await;
+    let mut ids: Vec<_> = received.iter().map(|message| message.message_id.as_str()).collect();
+    ids.sort_unstable();
+    expected.sort_unstable();
+    assert_eq!(ids, expected);
+    let error = "SELECT last_error FROM outbox_relay_failures WHERE outbox = 't3' AND dead_at IS NOT NULL";
+    until("the long one is a dead letter", 20 * SECOND, async || {
+        outbox
+            .db
+            .number("SELECT count(*) FROM outbox_relay_failures WHERE outbox = 't3'")
+            .await
+            == 1
+    })
+    .await;
+    let error = outbox.db.text(error).await.unwrap_or_default();
+    assert!(error.contains("message_id has 256 bytes"), "{error}");
+}
+
+async fn refusals_without_columns_are_seen_replayed_and_discarded(database: &str) {
+    let outbox = Outbox::without_tables(database, &["good"]).await;
+    let key = match database {
+        "postgres" => "bigserial PRIMARY KEY",
+        "mariadb" => "bigint AUTO_INCREMENT PRIMARY KEY",
+        _ => "INTEGER PRIMARY KEY AUTOINCREMENT",
+    };
+    let time = if database == "postgres" {
+        "timestamptz"
+    } else {
+        "timestamp NULL"
+    };
+    outbox
+        .db
+        .run(&format!(
+            "CREATE TABLE events (seq {key}, topic varchar(100), k varchar(100), data text NOT NULL, published_at {time})"
+        ))
+        .await;
+    let variables = [
+        ("RELAY_OUTBOX_TABLE", "events"),
+        ("RELAY_COLUMN_ID", "seq"),
+        ("RELAY_COLUMN_ROUTING_KEY", "topic"),
+        ("RELAY_COLUMN_ORDERING_KEY", "k"),
+        ("RELAY_COLUMN_PAYLOAD", "data"),
+        ("RELAY_COLUMN_SENT_AT", "published_at"),
+        ("RELAY_RETRY_MAX_ATTEMPTS", "2"),
+        ("RELAY_RETRY_MIN_DELAY", "10ms"),
+        ("RELAY_POLL_SWEEP_INTERVAL", "200ms"),
+    ];
+    migrate(&outbox, &variables).await;
+    for (topic, n) in [("good", 1), ("bad", 2), ("good", 3), ("bad", 4)] {
+        outbox
+            .db
+            .run(&format!(
+                "INSERT INTO events (topic, k, data) VALUES ('{topic}', 'a', '{n}')"
+            ))
+            .await;
+    }
+    let relay: Relay = with(&outbox, &variables).spawn();
+    let consumer = Consumer::start(&outbox.amqp_url, "q");
+    consumer.wait_for(|received| received.len() == 2, 30 * SECOND).await;
+    let dead = "SELECT count(*) FROM outbox_relay_failures WHERE dead_at IS NOT NULL AND attempts = 2";
+    until("two dead letters", 20 * SECOND, async || {
+        outbox.db.number(dead).await == 2
+    })
+    .await;
+    let (code, out, err) = outbox.command(&["dead-letters", "list", "--json"], &variables).await;
+    assert_eq!(code, Some(0), "{out}{err}");
+    assert!(
+        out.contains("unroutable") && out.contains("\"routing_key\": \"bad\""),
+        "{out}"
+    );
+    let metric = "outbox_relay_messages_dead_lettered_total{reason=\"unroutable\"}";
+    relay.wait_metric(metric, |value| value == 2.0, 20 * SECOND).await;
+    // Mended by the application, which has no idea of the relay's tables.
+    outbox.db.run("UPDATE events SET topic = 'good' WHERE seq = 2").await;
+    let (code, out, err) = outbox.command(&["dead-letters", "replay", "2"], &variables).await;
+    assert_eq!(code, Some(0), "{out}{err}");
+    consumer.wait_for(|received| received.len() == 3, 20 * SECOND).await;
+    let (code, out, err) = outbox
+        .command(&["dead-letters", "discard", "4", "--yes"], &variables)
+        .await;
+    assert_eq!(code, Some(0), "{out}{err}");
+    assert_eq!(outbox.db.number("SELECT count(*) FROM events").await, 3);
+    until("all is marked and nothing left", 20 * SECOND, async || {
+        outbox
+            .db
+            .number("SELECT count(*) FROM events WHERE published_at IS NULL")
+            .await
+            + outbox.db.number("SELECT count(*) FROM outbox_relay_failures").await
+            == 0
+    })
+    .await;
+    assert_eq!(DATABASES.len(), 3);
+}

@@ -1,0 +1,1 @@
+//! What will not do: `check` and `run` say what, by name, and how to mend it.
