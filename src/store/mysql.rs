@@ -12,13 +12,12 @@ use serde_json::json;
 use sqlx::mysql::{MySql as Driver, MySqlArguments, MySqlConnection, MySqlRow};
 use sqlx::query::Query;
 use sqlx::{AssertSqlSafe, Connection as _, Executor as _, Row as _};
-use tracing::warn;
 
 use super::columns::Column;
 use super::layout::Layout;
 use super::leases::{self, Dialect, Take};
 use super::migrate::{Applied, literal};
-use super::pace::{NUMBERED, NUMBERED_AT_ONCE, Pace, TidyWalk};
+use super::pace::{NUMBERED_AT_ONCE, Pace, TidyWalk, warn_of_numbers};
 use super::purge::{self, PurgeWalk, Window};
 use super::slot::Slot;
 use super::values::{FailureColumns, decode, decode_one, raw, sorted};
@@ -167,7 +166,7 @@ impl MySql {
             ));
         };
         if layout.numbered {
-            warn!(%table, key = layout.key.name, NUMBERED);
+            warn_of_numbers(table, &layout.key);
         }
         let index = self
             .index_of(&self.read, layout.sent.as_ref().filter(|_| !layout.numbered))

@@ -1,7 +1,12 @@
 //! How often something is done that can be slow: never for more than a fifth of the time.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, Once, PoisonError};
 use std::time::{Duration, Instant};
+
+use tracing::warn;
+
+use super::columns::Column;
+use crate::config::TableName;
 
 /// The rest after a piece of work, in times of what it took.
 const REST: u32 = 4;
@@ -9,10 +14,19 @@ const REST: u32 = 4;
 /// Rows numbered with one statement: it looks through all that have no number, so that it should be many.
 pub(super) const NUMBERED_AT_ONCE: i64 = 50_000;
 
-/// What is to be known of tables without an order of their own.
-pub(super) const NUMBERED: &str = "the table has no column of whole numbers that tells the order of its rows: the relay numbers \
-                                   them as it finds them, and rows of a key that it finds at once are ordered by their time of \
-                                   creation if they have one, else as the database can tell (see the README)";
+/// Says, once in the life of the process, what is to be known of a table without an order of its own.
+pub(super) fn warn_of_numbers(table: &TableName, key: &Column) {
+    static SAID: Once = Once::new();
+    SAID.call_once(|| {
+        warn!(
+            %table,
+            key = key.name,
+            "the table has no column of whole numbers that tells the order of its rows: the relay numbers them as it finds \
+             them, and rows of a key that it finds at once are in the order of their creation only as far as the table tells \
+             it (see the README)"
+        );
+    });
+}
 
 /// When the next piece of work is due.
 #[derive(Debug, Default)]

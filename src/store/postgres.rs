@@ -10,11 +10,10 @@ use async_trait::async_trait;
 use sqlx::postgres::{PgArguments, PgConnection, PgRow};
 use sqlx::query::Query;
 use sqlx::{AssertSqlSafe, Executor as _, Postgres as Driver, Row as _};
-use tracing::warn;
 
 use super::leases::{self, Dialect, Take};
 use super::migrate::Applied;
-use super::pace::{NUMBERED, NUMBERED_AT_ONCE, Pace, TidyWalk};
+use super::pace::{NUMBERED_AT_ONCE, Pace, TidyWalk, warn_of_numbers};
 use super::purge::{self, PurgeWalk};
 use super::slot::Slot;
 use super::source::Source;
@@ -136,7 +135,7 @@ impl Postgres {
         }
         let layout = inspect::judge_mapped(&rows, &self.options)?;
         if layout.numbered {
-            warn!(table = %table, key = layout.key.name, NUMBERED);
+            warn_of_numbers(table, &layout.key);
         }
         let number = layout
             .numbered

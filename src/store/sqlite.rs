@@ -11,12 +11,11 @@ use serde_json::json;
 use sqlx::query::Query;
 use sqlx::sqlite::{SqliteArguments, SqliteConnection, SqliteRow};
 use sqlx::{AssertSqlSafe, Connection as _, Executor as _, Row as _, Sqlite as Driver};
-use tracing::warn;
 
 use super::layout::Layout;
 use super::leases::{self, Dialect, Take};
 use super::migrate::{Applied, unsent_index};
-use super::pace::{NUMBERED, Pace, TidyWalk};
+use super::pace::{Pace, TidyWalk, warn_of_numbers};
 use super::purge::{self, PurgeWalk};
 use super::slot::Slot;
 use super::values::{FailureColumns, decode, decode_one, raw, sorted};
@@ -141,7 +140,7 @@ impl Sqlite {
         };
         let layout = Layout::new(&self.options.mapping, &existing.columns, table, on_sent, &dialect)?;
         if layout.numbered {
-            warn!(%table, key = layout.key.name, NUMBERED);
+            warn_of_numbers(table, &layout.key);
         }
         let mut statements = Statements::new(table, on_sent, source::source(table, &layout, &dialect));
         let number = || source::number(table, &layout, &dialect, existing.has_rowid).map(Arc::from);

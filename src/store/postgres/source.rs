@@ -109,6 +109,14 @@ impl Dialect for Postgres {
     }
 }
 
+/// Where the number to read from can stand in a source: within a statement it is a comment until then.
+const AFTER: &str = "/* after */";
+
+/// The source of a page that begins above `$1`.
+pub(super) fn above(source: &Source) -> String {
+    source.reads.replace(AFTER, " AND x.position > $1")
+}
+
 /// How the size of a body is found.
 pub(super) fn size(layout: &Layout) -> Size {
     match layout.value(Field::Payload) {
@@ -144,6 +152,16 @@ pub(super) fn source(table: &TableName, layout: &Layout) -> Source {
         ),
         None => format!("FROM {table} AS a{refusals}"),
     };
+    // In order before anything is joined: as long as nothing is known of the numbers, the planner takes them for few, and
+    // would join all of them before it sorts (50,000: 330 ms a page, where this takes 20).
+    let in_order = match &target.positions {
+        Some(positions) => format!(
+            "FROM (SELECT x.position, x.row_key FROM {positions} AS x WHERE x.outbox = {outbox}{AFTER}
+                   ORDER BY x.position OFFSET 0) AS p {}{refusals}",
+            row(&by_key)
+        ),
+        None => from.clone(),
+    };
     let dead = match (&layout.bookkeeping, &target.positions) {
         (Some(_), _) => from.clone(),
         (None, None) => format!(
@@ -156,14 +174,15 @@ pub(super) fn source(table: &TableName, layout: &Layout) -> Source {
             row(&by_key)
         ),
     };
-    let reads = format!("(SELECT {list} {from}) AS o");
+    let by_id = format!("(SELECT {list} {from}) AS o");
+    let reads = format!("(SELECT {list} {in_order}) AS o");
     // The other name of the same thing: the number that the refusal has.
     let dead_list = match &layout.bookkeeping {
         Some(_) => list,
         None => list.replacen(&format!("{id} AS id"), "b.id AS id", 1),
     };
     Source {
-        by_id: reads.clone(),
+        by_id,
         reads,
         dead: format!("(SELECT {dead_list} {dead}) AS o"),
         unsent: unsent(layout, &Postgres, |_| "o.sent_at".to_owned()),

@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 
+use super::source::above;
 use crate::config::{OnSent, TableName};
 use crate::store::leases::shares_table;
 use crate::store::source::{Source, Target};
@@ -122,10 +123,11 @@ fn page(source: &Source, size: Size, filter: &str, limit: &str) -> Arc<str> {
             .to_owned(),
         _ => format!("CASE WHEN due <= 0 AND octets <= {INLINE_PAYLOAD_BYTES} THEN payload END"),
     };
-    let (from, more) = (
-        if limit.is_empty() { &source.by_id } else { &source.reads },
-        source.more_columns(),
-    );
+    let more = source.more_columns();
+    let from = match limit {
+        "" => source.by_id.clone(),
+        _ => above(source),
+    };
     format!(
         "SELECT id, message_id, exchange, routing_key, ordering_key, type, content_type, headers, properties,
                 created, age, due, attempts, octets, {inline}{more}
@@ -140,7 +142,7 @@ fn page(source: &Source, size: Size, filter: &str, limit: &str) -> Arc<str> {
 }
 
 fn scan(source: &Source, shares: &str) -> Arc<str> {
-    let (horizon, from, open) = (SCAN_HORIZON.as_secs(), &source.reads, open(source));
+    let (horizon, from, open) = (SCAN_HORIZON.as_secs(), above(source), open(source));
     format!(
         "SELECT o.id::bigint, o.ordering_key, {DUE} FROM {from}
          WHERE o.id > $1 AND o.id <= $2 AND {open}
