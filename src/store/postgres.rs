@@ -4,7 +4,7 @@
 //! transaction mode may be between: no session state is used, and each call is a transaction then.
 
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use sqlx::postgres::{PgArguments, PgConnection, PgRow};
@@ -13,10 +13,9 @@ use sqlx::{AssertSqlSafe, Executor as _, Postgres as Driver, Row as _};
 
 use super::leases::{self, Dialect, Take};
 use super::migrate::Applied;
-use super::pace::{NUMBERED_AT_ONCE, Pace, TidyWalk, warn_of_numbers};
+use super::pace::{Pace, TidyWalk};
 use super::purge::{self, PurgeWalk};
 use super::slot::Slot;
-use super::source::Source;
 use super::values::{FailureColumns, decode, decode_one, raw, seconds, sorted, unreadable};
 use super::{
     Backlog, Failure, Holder, LeaseAsk, LeaseView, Probe, Shares, Store, StoreError, StoreOptions, Stub, Wakeups,
@@ -27,6 +26,7 @@ use crate::message::{OrderingKey, OutboxRow, RowId};
 
 mod connect;
 mod error;
+mod existing;
 mod inspect;
 mod migrate;
 mod operator;
@@ -122,63 +122,6 @@ impl Postgres {
                 Err(error)
             }
         }
-    }
-
-    async fn inspected(&self) -> Result<Statements, StoreError> {
-        let query = sqlx::query(inspect::QUERY).bind(self.table.as_str());
-        let rows = self.rows(&self.read, query).await?;
-        let (table, on_sent, mapping) = (&self.options.table, self.options.on_sent, &self.options.mapping);
-        if mapping.is_default() {
-            let size = inspect::judge(&rows, table, on_sent)?;
-            let source = Source::standard(table, &format!("{table} AS o"));
-            return Ok(Statements::new(table, on_sent, size, source, None));
-        }
-        let layout = inspect::judge_mapped(&rows, &self.options)?;
-        if layout.numbered {
-            warn_of_numbers(table, &layout.key);
-        }
-        let number = layout
-            .numbered
-            .then(|| source::number(table, &layout, statements::RELAXED));
-        let (size, source) = (source::size(&layout), source::source(table, &layout));
-        let statements = Statements::new(table, on_sent, size, source, number).described(layout.describe());
-        self.touch_own_tables(&statements)
-            .await
-            .map_err(|error| super::columns::explain(error, table))?;
-        Ok(statements)
-    }
-
-    /// Fails where the relay's own tables are not there, or may not be used.
-    async fn touch_own_tables(&self, statements: &Statements) -> Result<(), StoreError> {
-        let nobody = Holder {
-            member: String::new(),
-            partitions: 1,
-        };
-        self.rows(&self.read, self.query(&statements.head).bind(i64::MAX).bind(1_i64))
-            .await?;
-        self.write_failures(statements, FailureColumns::default(), &nobody)
-            .await?;
-        if let Some(tidy) = &statements.tidy {
-            self.rows(&self.read, self.query(tidy).bind(0_i64).bind(i64::MAX))
-                .await?;
-        }
-        if let Some(number) = &statements.number {
-            self.execute(&self.write, self.query(number).bind(0_i64)).await?;
-        }
-        Ok(())
-    }
-
-    /// Numbers rows that have none yet; true: there were some.
-    async fn number_rows(&self, statements: &Statements) -> Result<bool, StoreError> {
-        let Some(number) = statements.number.as_ref().filter(|_| self.numbering.is_due()) else {
-            return Ok(false);
-        };
-        let begun = Instant::now();
-        let numbered = self
-            .execute(&self.read, self.query(number).bind(NUMBERED_AT_ONCE))
-            .await?;
-        self.numbering.took(begun.elapsed(), numbered > 0);
-        Ok(numbered > 0)
     }
 
     async fn write_failures(
@@ -389,19 +332,7 @@ impl Store for Postgres {
     }
 
     async fn tidy(&self) -> Result<(), StoreError> {
-        let statements = self.statements().await?;
-        let Some(tidy) = &statements.tidy else {
-            return Ok(());
-        };
-        let after = self.tidied.lock().unwrap_or_else(PoisonError::into_inner).position();
-        let query = self.query(tidy).bind(TidyWalk::PAGE).bind(after);
-        let rows = self.rows(&self.housekeeping, query).await?;
-        let (seen, last) = decode_one(&rows, |row| Ok((row.try_get(0)?, row.try_get(1)?)))?;
-        self.tidied
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .advance(seen, last);
-        Ok(())
+        self.tidy_own_tables().await
     }
 
     async fn purge(&self, older_than: Duration, limit: u32) -> Result<u64, StoreError> {

@@ -4,7 +4,7 @@
 //! filtered after reading, and only the ownership of the whole table reads no more than it needs.
 
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use serde_json::json;
@@ -12,10 +12,9 @@ use sqlx::query::Query;
 use sqlx::sqlite::{SqliteArguments, SqliteConnection, SqliteRow};
 use sqlx::{AssertSqlSafe, Connection as _, Executor as _, Row as _, Sqlite as Driver};
 
-use super::layout::Layout;
 use super::leases::{self, Dialect, Take};
 use super::migrate::{Applied, unsent_index};
-use super::pace::{Pace, TidyWalk, warn_of_numbers};
+use super::pace::{Pace, TidyWalk};
 use super::purge::{self, PurgeWalk};
 use super::slot::Slot;
 use super::values::{FailureColumns, decode, decode_one, raw, sorted};
@@ -24,11 +23,12 @@ use super::{
     Stub,
 };
 use crate::broker::Confirmed;
-use crate::config::{OnSent, Secret};
+use crate::config::Secret;
 use crate::message::{OrderingKey, OutboxRow, RowId};
 
 mod connect;
 mod error;
+mod existing;
 mod inspect;
 mod migrate;
 mod operator;
@@ -42,9 +42,6 @@ use statements::Statements;
 
 /// Every statement holds the only write lock of the database: short ones let the application in between.
 const MAX_WRITE: usize = 500;
-
-/// Rows numbered with one statement: fewer than elsewhere, as it holds that lock.
-const NUMBERED_AT_ONCE_HERE: i64 = 5_000;
 
 /// An outbox table in an SQLite file.
 #[derive(Debug)]
@@ -128,45 +125,6 @@ impl Sqlite {
         let has_index = inspect::judge(&self.rows(&self.read, query).await?, table)?;
         let source = statements::standard(table, has_index.then_some(&index));
         Ok(Statements::new(table, self.options.on_sent, source))
-    }
-
-    /// A table that `migrate` did not make.
-    async fn inspected_existing(&self) -> Result<Statements, StoreError> {
-        let (table, on_sent) = (&self.options.table, self.options.on_sent);
-        let query = sqlx::query(inspect::EXISTING).bind(table.name());
-        let existing = inspect::existing(&self.rows(&self.read, query).await?, table)?;
-        let dialect = source::Sqlite {
-            ids_are_given_again: on_sent == OnSent::Delete && !existing.autoincrement,
-        };
-        let layout = Layout::new(&self.options.mapping, &existing.columns, table, on_sent, &dialect)?;
-        if layout.numbered {
-            warn_of_numbers(table, &layout.key);
-        }
-        let mut statements = Statements::new(table, on_sent, source::source(table, &layout, &dialect));
-        let number = || source::number(table, &layout, &dialect, existing.has_rowid).map(Arc::from);
-        statements.number = layout.numbered.then(number);
-        statements.columns = Some(layout.describe());
-        let read = self.query(&statements.head).bind(i64::MAX).bind(1);
-        let touched = self.rows(&self.read, read).await;
-        touched.map_err(|error| super::columns::explain(error, table))?;
-        Ok(statements)
-    }
-
-    /// Numbers rows that have none yet; true: there were some. Looks first: writing takes the only lock there is.
-    async fn number_rows(&self, statements: &Statements) -> Result<bool, StoreError> {
-        let Some([look, number]) = statements.number.as_ref().filter(|_| self.numbering.is_due()) else {
-            return Ok(false);
-        };
-        let begun = Instant::now();
-        let found: bool = decode_one(&self.rows(&self.read, self.query(look)).await?, |row| row.try_get(0))?;
-        let mut numbered = 0;
-        if found {
-            numbered = self
-                .execute(&self.write, self.query(number).bind(NUMBERED_AT_ONCE_HERE))
-                .await?;
-        }
-        self.numbering.took(begun.elapsed(), numbered > 0);
-        Ok(numbered > 0)
     }
 
     /// Statements on a list of ids: one by itself, several in one transaction. The rows that the first of them changed.
@@ -387,22 +345,7 @@ impl Store for Sqlite {
     }
 
     async fn tidy(&self) -> Result<(), StoreError> {
-        let statements = self.statements().await?;
-        let Some(look) = &statements.tidy_look else {
-            return Ok(());
-        };
-        let query = self
-            .query(look)
-            .bind(lock(&self.tidied).position())
-            .bind(TidyWalk::PAGE);
-        let rows = self.rows(&self.housekeeping, query).await?;
-        let seen: Vec<(i64, bool)> = decode(&rows, |row| Ok((row.try_get(0)?, row.try_get(1)?)))?;
-        let gone: Vec<i64> = seen.iter().filter(|(_, there)| !there).map(|(id, _)| *id).collect();
-        for gone in gone.chunks(MAX_WRITE) {
-            self.together(&self.housekeeping, &statements.free, gone).await?;
-        }
-        lock(&self.tidied).advance(seen.len() as i64, seen.last().map(|(id, _)| *id));
-        Ok(())
+        self.tidy_own_tables().await
     }
 
     async fn purge(&self, older_than: Duration, limit: u32) -> Result<u64, StoreError> {

@@ -9,8 +9,6 @@ use crate::support::{Consumer, Received, Relay, RelayCommand, until};
 
 mod bad_input;
 
-const DATABASES: [&str; 3] = ["postgres", "mariadb", "sqlite"];
-
 /// A test for each database.
 macro_rules! everywhere {
     ($($name:ident)*) => {
@@ -138,9 +136,10 @@ async fn a_debezium_table_is_relayed_as_it_is(database: &str) {
     let received = consumer.wait_for(|received| received.len() == 41, 30 * SECOND).await;
     assert!(received[40].body.is_empty());
     for (key, numbers) in numbers(&received[..40]) {
-        // One by one, each committed before the next: in this order at least as long as the relay keeps up.
         let mut sorted = numbers.clone();
         sorted.sort_unstable();
+        // Each was committed before the next. Of those it finds at once, MariaDB tells nothing but their random ids.
+        assert!(numbers == sorted || database == "mariadb", "{key}: {numbers:?}");
         sorted.dedup();
         assert_eq!(sorted.len(), numbers.len(), "{key}: {numbers:?}");
     }
@@ -434,5 +433,4 @@ async fn refusals_without_columns_are_seen_replayed_and_discarded(database: &str
             == 0
     })
     .await;
-    assert_eq!(DATABASES.len(), 3);
 }

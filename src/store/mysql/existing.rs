@@ -1,0 +1,134 @@
+//! What a table that `migrate` did not make asks for besides: the relay's own tables.
+
+use std::time::Instant;
+
+use sqlx::Row as _;
+use sqlx::mysql::MySqlConnection;
+
+use super::statements::{self, Statements};
+use super::{MySql, inspect, list, lock, rows, source};
+use crate::store::columns::{Column, explain};
+use crate::store::layout::Layout;
+use crate::store::pace::{NUMBERED_AT_ONCE, TidyWalk, warn_of_numbers};
+use crate::store::slot::Slot;
+use crate::store::values::decode;
+use crate::store::{Holder, StoreError};
+
+impl MySql {
+    pub(super) async fn inspected(&self) -> Result<Statements, StoreError> {
+        let (table, on_sent) = (&self.options.table, self.options.on_sent);
+        let rows = self.catalogue(&self.read, inspect::COLUMNS_QUERY).await?;
+        let columns = inspect::columns(&rows, table)?;
+        let layout = match self.options.mapping.is_default() {
+            true => inspect::check_columns(&columns, table).map(|()| None)?,
+            false => Some(Layout::new(
+                &self.options.mapping,
+                &columns,
+                table,
+                on_sent,
+                &source::MySql,
+            )?),
+        };
+        let (read, written) = match &layout {
+            Some(layout) => (layout.read(), layout.written(on_sent)),
+            None => inspect::standard_columns(),
+        };
+        let user = inspect::user(&rows)?;
+        let mut lacking = Vec::new();
+        for (privilege, sql) in inspect::touches(table, &read, &written) {
+            match self.execute(&self.read, self.query(&sql.into())).await {
+                Ok(_) => {}
+                Err(StoreError::Denied(text)) if inspect::is_read_only(&text) => return Err(StoreError::Denied(text)),
+                Err(StoreError::Denied(_)) => lacking.push(privilege),
+                Err(error) => return Err(error),
+            }
+        }
+        inspect::check_privileges(&lacking, &user, table, on_sent)?;
+        let Some(layout) = layout else {
+            let index = self.unsent_index(&self.read).await?;
+            return Ok(Statements::new(
+                table,
+                on_sent,
+                statements::standard(table, index.as_deref()),
+            ));
+        };
+        if layout.numbered {
+            warn_of_numbers(table, &layout.key);
+        }
+        let index = self
+            .index_of(&self.read, layout.sent.as_ref().filter(|_| !layout.numbered))
+            .await?;
+        let source = source::source(table, &layout, index.as_deref());
+        let mut statements = Statements::new(table, on_sent, source);
+        statements.number = layout.numbered.then(|| source::number(table, &layout).into());
+        statements.columns = Some(layout.describe());
+        let touched = self.touch_own_tables(&statements).await;
+        touched.map_err(|error| explain(error, table))?;
+        Ok(statements)
+    }
+
+    /// Fails where the relay's own tables are not there, or may not be used.
+    async fn touch_own_tables(&self, statements: &Statements) -> Result<(), StoreError> {
+        let nothing = self.query(&statements.head).bind(i64::MAX).bind(1);
+        self.rows(&self.read, nothing).await?;
+        for sql in &statements.free {
+            self.execute(&self.read, self.query(sql).bind("[]")).await?;
+        }
+        let nobody = Holder {
+            member: String::new(),
+            partitions: 1,
+        };
+        self.write_failures(statements, &[], &nobody).await?;
+        if let Some(number) = &statements.number {
+            self.execute(&self.read, self.query(number).bind(0)).await?;
+        }
+        Ok(())
+    }
+
+    /// The name of an index that begins with this column.
+    pub(super) async fn index_of(
+        &self,
+        slot: &Slot<MySqlConnection>,
+        column: Option<&Column>,
+    ) -> Result<Option<String>, StoreError> {
+        let Some(column) = column else { return Ok(None) };
+        let table = &self.options.table;
+        let schema = table.schema().unwrap_or_else(|| self.connector.database());
+        let query = sqlx::query(inspect::INDEX_OF).bind(schema).bind(table.name());
+        let rows = self.rows(slot, query.bind(column.name.as_str())).await?;
+        Ok(decode(&rows, rows::name)?.into_iter().next())
+    }
+
+    /// Numbers rows that have none yet; true: there were some.
+    pub(super) async fn number_rows(&self, statements: &Statements) -> Result<bool, StoreError> {
+        let Some(number) = statements.number.as_ref().filter(|_| self.numbering.is_due()) else {
+            return Ok(false);
+        };
+        let begun = Instant::now();
+        let numbered = self
+            .execute(&self.read, self.query(number).bind(NUMBERED_AT_ONCE))
+            .await?;
+        self.numbering.took(begun.elapsed(), numbered > 0);
+        Ok(numbered > 0)
+    }
+
+    pub(super) async fn tidy_own_tables(&self) -> Result<(), StoreError> {
+        let statements = self.statements().await?;
+        let Some(look) = &statements.tidy_look else {
+            return Ok(());
+        };
+        let query = self
+            .query(look)
+            .bind(lock(&self.tidied).position())
+            .bind(TidyWalk::PAGE);
+        let rows = self.rows(&self.housekeeping, query).await?;
+        let seen: Vec<(i64, bool)> = decode(&rows, |row| Ok((row.try_get(0)?, row.try_get::<i64, _>(1)? != 0)))?;
+        let gone: Vec<i64> = seen.iter().filter(|(_, there)| !there).map(|(id, _)| *id).collect();
+        if !gone.is_empty() {
+            self.together(&self.housekeeping, &statements.free, |query| query.bind(list(&gone)))
+                .await?;
+        }
+        lock(&self.tidied).advance(seen.len() as i64, seen.last().map(|(id, _)| *id));
+        Ok(())
+    }
+}

@@ -1,0 +1,78 @@
+//! What a table that `migrate` did not make asks for besides: the relay's own tables.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use sqlx::Row as _;
+
+use super::statements::Statements;
+use super::{MAX_WRITE, Sqlite, inspect, lock, source};
+use crate::config::OnSent;
+use crate::store::StoreError;
+use crate::store::columns::explain;
+use crate::store::layout::Layout;
+use crate::store::pace::{TidyWalk, warn_of_numbers};
+use crate::store::values::{decode, decode_one};
+
+/// Rows numbered with one statement: fewer than elsewhere, as it holds that lock.
+const NUMBERED_AT_ONCE_HERE: i64 = 5_000;
+
+impl Sqlite {
+    /// A table that `migrate` did not make.
+    pub(super) async fn inspected_existing(&self) -> Result<Statements, StoreError> {
+        let (table, on_sent) = (&self.options.table, self.options.on_sent);
+        let query = sqlx::query(inspect::EXISTING).bind(table.name());
+        let existing = inspect::existing(&self.rows(&self.read, query).await?, table)?;
+        let dialect = source::Sqlite {
+            ids_are_given_again: on_sent == OnSent::Delete && !existing.autoincrement,
+        };
+        let layout = Layout::new(&self.options.mapping, &existing.columns, table, on_sent, &dialect)?;
+        if layout.numbered {
+            warn_of_numbers(table, &layout.key);
+        }
+        let mut statements = Statements::new(table, on_sent, source::source(table, &layout, &dialect));
+        let number = || source::number(table, &layout, &dialect, existing.has_rowid).map(Arc::from);
+        statements.number = layout.numbered.then(number);
+        statements.columns = Some(layout.describe());
+        let read = self.query(&statements.head).bind(i64::MAX).bind(1);
+        let touched = self.rows(&self.read, read).await;
+        touched.map_err(|error| explain(error, table))?;
+        Ok(statements)
+    }
+
+    /// Numbers rows that have none yet; true: there were some. Looks first: writing takes the only lock there is.
+    pub(super) async fn number_rows(&self, statements: &Statements) -> Result<bool, StoreError> {
+        let Some([look, number]) = statements.number.as_ref().filter(|_| self.numbering.is_due()) else {
+            return Ok(false);
+        };
+        let begun = Instant::now();
+        let found: bool = decode_one(&self.rows(&self.read, self.query(look)).await?, |row| row.try_get(0))?;
+        let mut numbered = 0;
+        if found {
+            numbered = self
+                .execute(&self.write, self.query(number).bind(NUMBERED_AT_ONCE_HERE))
+                .await?;
+        }
+        self.numbering.took(begun.elapsed(), numbered > 0);
+        Ok(numbered > 0)
+    }
+
+    pub(super) async fn tidy_own_tables(&self) -> Result<(), StoreError> {
+        let statements = self.statements().await?;
+        let Some(look) = &statements.tidy_look else {
+            return Ok(());
+        };
+        let query = self
+            .query(look)
+            .bind(lock(&self.tidied).position())
+            .bind(TidyWalk::PAGE);
+        let rows = self.rows(&self.housekeeping, query).await?;
+        let seen: Vec<(i64, bool)> = decode(&rows, |row| Ok((row.try_get(0)?, row.try_get(1)?)))?;
+        let gone: Vec<i64> = seen.iter().filter(|(_, there)| !there).map(|(id, _)| *id).collect();
+        for gone in gone.chunks(MAX_WRITE) {
+            self.together(&self.housekeeping, &statements.free, gone).await?;
+        }
+        lock(&self.tidied).advance(seen.len() as i64, seen.last().map(|(id, _)| *id));
+        Ok(())
+    }
+}
