@@ -11,7 +11,7 @@ use async_trait::async_trait;
 use serde_json::json;
 use sqlx::mysql::{MySql as Driver, MySqlArguments, MySqlConnection, MySqlRow};
 use sqlx::query::Query;
-use sqlx::{AssertSqlSafe, Connection as _, Executor as _, Row as _};
+use sqlx::{AssertSqlSafe, Executor as _, Row as _};
 
 use super::leases::{self, Dialect, Take};
 use super::migrate::{Applied, literal};
@@ -125,29 +125,6 @@ impl MySql {
         let statements = Arc::new(found?);
         *lock(&self.statements) = Some(Arc::clone(&statements));
         Ok(statements)
-    }
-
-    /// Statements with the same arguments: one by itself, several in one transaction. The rows that each of them changed.
-    async fn together(
-        &self,
-        slot: &Slot<MySqlConnection>,
-        statements: &[Arc<str>],
-        bind: impl for<'q> Fn(Statement<'q>) -> Statement<'q> + Send + Sync,
-    ) -> Result<Vec<u64>, StoreError> {
-        if let [only] = statements {
-            return Ok(vec![self.execute(slot, bind(self.query(only))).await?]);
-        }
-        self.call(slot, async |connection| {
-            let mut transaction = connection.begin().await?;
-            let mut counts = Vec::with_capacity(statements.len());
-            for sql in statements {
-                let done = transaction.execute(bind(self.query(sql))).await?;
-                counts.push(done.rows_affected());
-            }
-            transaction.commit().await?;
-            Ok(counts)
-        })
-        .await
     }
 
     async fn write_failures(

@@ -31,20 +31,38 @@ pub(super) fn warn_of_numbers(table: &TableName, key: &Column) {
 /// When the next piece of work is due.
 #[derive(Debug, Default)]
 pub(super) struct Pace {
-    due: Mutex<Option<Instant>>,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    due: Option<Instant>,
+    /// It was asked for while it rested.
+    owed: bool,
 }
 
 impl Pace {
-    /// Whether the last rest is over.
+    /// Whether the last rest is over. If it is not, the work is owed from now on.
     pub(super) fn is_due(&self) -> bool {
-        let due = *self.due.lock().unwrap_or_else(PoisonError::into_inner);
-        due.is_none_or(|due| Instant::now() >= due)
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let due = state.due.is_none_or(|due| Instant::now() >= due);
+        state.owed |= !due;
+        due
+    }
+
+    /// Whether work was asked for and not done since.
+    pub(super) fn is_owed(&self) -> bool {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).owed
     }
 
     /// Work was done for that long. `useful`: there may be more of it, so that no rest is taken.
     pub(super) fn took(&self, span: Duration, useful: bool) {
         let rest = if useful { Duration::ZERO } else { span * REST };
-        *self.due.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now() + rest);
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        *state = State {
+            due: Some(Instant::now() + rest),
+            owed: false,
+        };
     }
 }
 
@@ -86,6 +104,6 @@ mod tests {
         pace.took(Duration::from_secs(60), true);
         assert!(pace.is_due());
         pace.took(Duration::from_secs(60), false);
-        assert!(!pace.is_due());
+        assert!(!pace.is_owed() && !pace.is_due() && pace.is_owed());
     }
 }

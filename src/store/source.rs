@@ -77,6 +77,8 @@ pub(super) struct Target {
     /// What is marked, a time or a flag.
     pub(super) sent: Option<String>,
     pub(super) sent_is_flag: bool,
+    /// What is marked is declared a number: in SQLite, a time in seconds.
+    pub(super) sent_is_number: bool,
     /// That a row, named `o`, is not marked; empty: rows are not marked.
     pub(super) unsent: String,
     /// Attempts, next attempt, last error, dead; `None`: see `failures`.
@@ -114,6 +116,7 @@ impl Source {
                 key: "id".to_owned(),
                 sent: Some("sent_at".to_owned()),
                 sent_is_flag: false,
+                sent_is_number: false,
                 unsent: "o.sent_at IS NULL".to_owned(),
                 bookkeeping: Some(["attempts", "next_attempt_at", "last_error", "dead_at"].map(str::to_owned)),
                 outbox: literal(table.name()),
@@ -181,6 +184,7 @@ impl Target {
             key: layout.key.quoted(),
             sent: layout.sent.as_ref().map(Column::quoted),
             sent_is_flag: layout.sent_is_flag,
+            sent_is_number: layout.sent.as_ref().is_some_and(|sent| sent.kind.contains("INT")),
             unsent: unsent(layout, dialect, |column| format!("o.{}", column.quoted())),
             bookkeeping: layout
                 .bookkeeping
@@ -255,7 +259,12 @@ fn content(field: Field, layout: &Layout, dialect: &dyn Dialect) -> String {
                     Part::Column(column) => format!("coalesce({}, '')", dialect.text(column, &of(column))),
                 })
                 .collect();
-            dialect.concat(&parts)
+            let text = dialect.concat(&parts);
+            // Of these, empty text says as much as null.
+            match field {
+                Field::Exchange | Field::Type => format!("nullif({text}, '')"),
+                _ => text,
+            }
         }
         Value::Column(column) => match (field, Need::of(field)) {
             (Field::MessageId, _) => dialect.message_id(column, &of(column)),

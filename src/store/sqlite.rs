@@ -365,7 +365,8 @@ impl Store for Sqlite {
         let rows = self.rows(&self.read, sqlx::query("PRAGMA data_version")).await?;
         let now: i64 = decode_one(&rows, |row| row.try_get(0))?;
         let before = lock(&self.version).replace(now);
-        Ok(Some(before != Some(now)))
+        // A look for rows without a number that was put off must not wait for the next commit.
+        Ok(Some(before != Some(now) || self.numbering.is_owed()))
     }
 
     fn commits_out_of_order(&self) -> bool {

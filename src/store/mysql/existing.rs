@@ -1,12 +1,13 @@
 //! What a table that `migrate` did not make asks for besides: the relay's own tables.
 
+use std::sync::Arc;
 use std::time::Instant;
 
-use sqlx::Row as _;
 use sqlx::mysql::MySqlConnection;
+use sqlx::{Connection as _, Executor as _, Row as _};
 
 use super::statements::{self, Statements};
-use super::{MySql, inspect, list, lock, rows, source};
+use super::{MySql, Statement, inspect, list, lock, rows, source};
 use crate::store::columns::{Column, explain};
 use crate::store::layout::Layout;
 use crate::store::pace::{NUMBERED_AT_ONCE, TidyWalk, warn_of_numbers};
@@ -18,16 +19,23 @@ impl MySql {
     pub(super) async fn inspected(&self) -> Result<Statements, StoreError> {
         let (table, on_sent) = (&self.options.table, self.options.on_sent);
         let rows = self.catalogue(&self.read, inspect::COLUMNS_QUERY).await?;
-        let columns = inspect::columns(&rows, table)?;
+        let mut columns = inspect::columns(&rows, table)?;
         let layout = match self.options.mapping.is_default() {
             true => inspect::check_columns(&columns, table).map(|()| None)?,
-            false => Some(Layout::new(
-                &self.options.mapping,
-                &columns,
-                table,
-                on_sent,
-                &source::MySql,
-            )?),
+            false => {
+                let unique = self.catalogue(&self.read, inspect::UNIQUE_QUERY).await?;
+                let unique = decode(&unique, rows::name)?;
+                for column in &mut columns {
+                    column.unique |= unique.contains(&column.name);
+                }
+                Some(Layout::new(
+                    &self.options.mapping,
+                    &columns,
+                    table,
+                    on_sent,
+                    &source::MySql,
+                )?)
+            }
         };
         let (read, written) = match &layout {
             Some(layout) => (layout.read(), layout.written(on_sent)),
@@ -110,6 +118,29 @@ impl MySql {
             .await?;
         self.numbering.took(begun.elapsed(), numbered > 0);
         Ok(numbered > 0)
+    }
+
+    /// Statements with the same arguments: one by itself, several in one transaction. The rows that each of them changed.
+    pub(super) async fn together(
+        &self,
+        slot: &Slot<MySqlConnection>,
+        statements: &[Arc<str>],
+        bind: impl for<'q> Fn(Statement<'q>) -> Statement<'q> + Send + Sync,
+    ) -> Result<Vec<u64>, StoreError> {
+        if let [only] = statements {
+            return Ok(vec![self.execute(slot, bind(self.query(only))).await?]);
+        }
+        self.call(slot, async |connection| {
+            let mut transaction = connection.begin().await?;
+            let mut counts = Vec::with_capacity(statements.len());
+            for sql in statements {
+                let done = transaction.execute(bind(self.query(sql))).await?;
+                counts.push(done.rows_affected());
+            }
+            transaction.commit().await?;
+            Ok(counts)
+        })
+        .await
     }
 
     pub(super) async fn tidy_own_tables(&self) -> Result<(), StoreError> {

@@ -13,11 +13,7 @@ use crate::store::values::{decode, unreadable};
 /// One row for each column that the user may do anything with; none without a table. The database, then the table.
 pub(super) const COLUMNS_QUERY: &str = "\
 SELECT c.column_name, c.data_type, t.table_type, coalesce(t.engine, ''), version(), current_user(), c.is_nullable,
-       c.extra LIKE '%auto_increment%' OR EXISTS (
-           SELECT 1 FROM information_schema.statistics AS s
-           WHERE s.table_schema = c.table_schema AND s.table_name = c.table_name AND s.non_unique = 0
-           GROUP BY s.index_name HAVING count(*) = 1 AND max(s.column_name) = c.column_name),
-       c.collation_name
+       c.extra LIKE '%auto_increment%', c.collation_name
 FROM information_schema.tables AS t
 JOIN information_schema.columns AS c ON c.table_schema = t.table_schema AND c.table_name = t.table_name
 WHERE t.table_schema = ? AND t.table_name = ?";
@@ -29,6 +25,12 @@ WHERE s.table_schema = ? AND s.table_name = ?
 GROUP BY s.index_name
 HAVING sum(s.seq_in_index = 1 AND s.column_name = 'sent_at') = 1
    AND sum(s.seq_in_index = 2 AND s.column_name = 'dead_at') = 1 AND count(*) = 2";
+
+/// The columns that have a unique index to themselves.
+pub(super) const UNIQUE_QUERY: &str = "\
+SELECT max(s.column_name) FROM information_schema.statistics AS s
+WHERE s.table_schema = ? AND s.table_name = ? AND s.non_unique = 0
+GROUP BY s.index_name HAVING count(*) = 1";
 
 /// The names of indexes that begin with a column.
 pub(super) const INDEX_OF: &str = "\

@@ -92,17 +92,25 @@ impl Postgres {
             unsent,
             ..
         } = &statements.source.target;
+        // Several statements in one message are one transaction.
         let poll = statements.head.replace("$1", "0").replace("$2", "1000");
-        let script = format!("BEGIN; SET LOCAL enable_seqscan = off; EXPLAIN (COSTS OFF) {poll}; ROLLBACK");
+        let script = format!(
+            "SELECT set_config('enable_seqscan', 'off', true), set_config('enable_bitmapscan', 'off', true),
+                    set_config('enable_sort', 'off', true);
+             EXPLAIN (COSTS OFF) {poll}"
+        );
         let plan = self
             .call(&self.housekeeping, async |connection| {
                 sqlx::raw_sql(AssertSqlSafe(script)).fetch_all(connection).await
             })
             .await?;
         let lines = decode(&plan, |row| Ok(text(row, 0)?.unwrap_or_default()))?;
-        let scans = lines
-            .iter()
-            .any(|line| line.contains("Seq Scan on ") && (line.ends_with(" a") || line.ends_with(" r")));
+        // An index that is read from one end to the other, to be sorted then, is no better.
+        let numbered = statements.source.target.positions.is_some();
+        let scans = lines.iter().any(|line| {
+            let table = line.contains("Seq Scan on ") && (line.ends_with(" a") || line.ends_with(" r"));
+            table || (line.contains("Sort Key") && !numbered)
+        });
         let mut unsent_here = !scans;
         if let Some(sent) = sent {
             unsent_here &= self.has_index_of(sent).await?;

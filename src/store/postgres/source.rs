@@ -7,6 +7,7 @@ use super::statements::Size;
 use crate::config::{Field, TableName};
 use crate::store::columns::Column;
 use crate::store::layout::{Layout, Need, Types, Value};
+use crate::store::migrate::quoted;
 use crate::store::source::{Dialect, Source, Target, columns, unsent};
 
 /// PostgreSQL's types and expressions.
@@ -142,8 +143,17 @@ pub(super) fn source(table: &TableName, layout: &Layout) -> Source {
                WHERE x.outbox = {outbox} AND x.id = {id} OFFSET 0) AS b ON true"
         ),
     };
-    let row =
-        |condition: &str| format!("CROSS JOIN LATERAL (SELECT r.* FROM {table} AS r WHERE {condition} OFFSET 0) AS a");
+    let mut read: Vec<_> = layout
+        .read()
+        .into_iter()
+        .map(|name| format!("r.{}", quoted(name)))
+        .collect();
+    read.sort_unstable();
+    read.dedup();
+    let read = read.join(", ");
+    let row = |condition: &str| {
+        format!("CROSS JOIN LATERAL (SELECT {read} FROM {table} AS r WHERE {condition} OFFSET 0) AS a")
+    };
     let by_key = format!("r.{key} = {}", target.key_there);
     let from = match &target.positions {
         Some(positions) => format!(

@@ -23,7 +23,8 @@ impl Types for Sqlite {
     }
 
     fn is_flag(&self, column: &Column) -> bool {
-        column.kind.contains("BOOL") || column.kind.contains("INT")
+        // A number that may be null is a time.
+        column.kind.contains("BOOL") || (column.kind.contains("INT") && !column.nullable)
     }
 
     fn time(&self) -> &'static str {

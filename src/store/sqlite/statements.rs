@@ -209,7 +209,11 @@ fn mark(target: &Target, on_sent: OnSent) -> Arc<str> {
     let (table, listed) = (&target.table, target_listed(target));
     match (on_sent, &target.sent) {
         (OnSent::Mark, Some(sent)) => {
-            let now = if target.sent_is_flag { "1" } else { NOW_TEXT };
+            let now = match (target.sent_is_flag, target.sent_is_number) {
+                (true, _) => "1",
+                (_, true) => "CAST(strftime('%s', 'now') AS INTEGER)",
+                _ => NOW_TEXT,
+            };
             let dead = match &target.bookkeeping {
                 Some([.., dead]) => format!(", {dead} = NULL"),
                 None => String::new(),
