@@ -34,6 +34,7 @@
 //! | [`config`] | every variable in one table; all mistakes at once | reading the environment |
 //! | [`message`] | from a row to a message; everything a broker would refuse for the message's own sake | |
 //! | [`store`] | the table behind [`store::Store`]; PostgreSQL, MariaDB and MySQL, SQLite, migrations | SQL |
+//! | `store::layout`, `store::source` | a table that the application had already: which of its columns hold what | the application's names |
 //! | [`broker`] | RabbitMQ behind [`broker::Broker`], [`broker::Session`], [`broker::Lane`] | lapin, AMQP types |
 //! | [`relay`] | the loop and its tasks | order, retries, bounds |
 //! | [`relay::dispatch`] | the state machine: who may go, who waits | decisions about a row |
@@ -96,6 +97,21 @@
 //! brings back the rows of a key that were left in the table.
 //!
 //! *The wake-up* ([`store::Wakeups`], PostgreSQL, optional) only shortens the pause before the next poll: nothing depends on it.
+//!
+//! # How another table is read
+//!
+//! The statements of a store are written once, for the columns of the table that `migrate` makes. Another table stands behind
+//! a subquery that has those columns (`store::source`): names, templates and headers become expressions in it, columns
+//! that are not there become nulls, and refusals come from the relay's own table by an outer join. Databases merge such a
+//! subquery into the statement around it, so that the indexes of the application's table are used. What is written goes
+//! to the table itself, under its own names. The rooms above the store know nothing of this.
+//!
+//! Where a table has no whole number to order its rows by, the relay gives them one, in a table of its own, before it reads
+//! them: [`store::Store::head`] first reads what has a number, and looks for rows without one only when it has come to the
+//! end of those. So an outage with many waiting rows costs one look, and numbers grow in the order of the looks: a row is
+//! never before one that was found earlier. A mark removes the number with the row, in one statement or transaction. Rows
+//! that are found without a number at any time get one: for such tables this is the truth that the sweep is for others.
+//! `existing_tables::…`, and the store's own cases over such tables in `store::existing::…`.
 //!
 //! # Why a lane awaits all confirms of a batch
 //!

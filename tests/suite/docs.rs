@@ -13,7 +13,9 @@ const BEGIN: &str =
 const END: &str = "<!-- end of configuration -->\n";
 
 /// Names in the database that begin like a metric.
-const IN_DATABASE: [&str; 4] = [
+const IN_DATABASE: [&str; 6] = [
+    "outbox_relay_failures",
+    "outbox_relay_positions",
     "outbox_relay_migrations",
     "outbox_relay_shares",
     "outbox_relay_members",
