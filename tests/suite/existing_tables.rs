@@ -8,6 +8,7 @@ use crate::outbox::{Outbox, SECOND};
 use crate::support::{Consumer, Received, Relay, RelayCommand, until};
 
 mod bad_input;
+mod watermill;
 
 /// A test for each database.
 macro_rules! everywhere {
@@ -49,53 +50,6 @@ async fn migrate(outbox: &Outbox, variables: &[(&str, &str)]) {
     let (code, out, err) = outbox.command(&["migrate"], variables).await;
     assert_eq!(code, Some(0), "{out}{err}");
     assert!(out.contains("is the application's"), "{out}");
-}
-
-/// As https://watermill.io/pubsubs/sql/ makes it for the topic "orders".
-#[tokio::test(flavor = "multi_thread")]
-async fn a_watermill_table_is_relayed() {
-    let outbox = Outbox::without_tables("postgres", &["orders"]).await;
-    outbox
-        .db
-        .run(
-            "CREATE TABLE watermill_orders (
-                 \"offset\" BIGSERIAL, \"uuid\" VARCHAR(36) NOT NULL, \"created_at\" TIMESTAMP NOT NULL DEFAULT CURRENT_TIMESTAMP,
-                 \"payload\" JSON DEFAULT NULL, \"metadata\" JSON DEFAULT NULL, \"transaction_id\" xid8 NOT NULL,
-                 PRIMARY KEY (\"transaction_id\", \"offset\"))",
-        )
-        .await;
-    let variables = [
-        ("RELAY_PRESET", "watermill"),
-        ("RELAY_OUTBOX_TABLE", "watermill_orders"),
-        ("RELAY_ROUTING_KEY", "orders"),
-    ];
-    migrate(&outbox, &variables).await;
-    outbox
-        .db
-        .run(
-            "INSERT INTO watermill_orders (uuid, payload, metadata, transaction_id)
-             VALUES ('01890b2e-0000-7000-8000-000000000001', '{\"id\": 1}', '{\"name\": \"placed\"}', pg_current_xact_id())",
-        )
-        .await;
-    let (code, out, _) = outbox.command(&["check"], &variables).await;
-    assert!(
-        code == Some(1) && out.contains("no index of unsent rows"),
-        "its key begins with another column: {out}"
-    );
-    let (_, advice) = out.split_once("make it: ").expect("advice");
-    outbox.db.run(advice.lines().next().expect("a line")).await;
-    let (code, out, _) = outbox.command(&["check"], &variables).await;
-    assert_eq!(code, Some(0), "{out}");
-    let _relay = with(&outbox, &variables).spawn();
-    let consumer = Consumer::start(&outbox.amqp_url, "q");
-    let received = consumer.wait_for(|received| received.len() == 1, 30 * SECOND).await;
-    assert_eq!(received[0].message_id, "01890b2e-0000-7000-8000-000000000001");
-    assert_eq!(received[0].text(), "{\"id\": 1}");
-    assert!(received[0].headers.inner().contains_key("name") && received[0].properties.timestamp().is_some());
-    until("it is gone", 20 * SECOND, async || {
-        outbox.db.number("SELECT count(*) FROM watermill_orders").await == 0
-    })
-    .await;
 }
 
 fn debezium(database: &str) -> &'static str {

@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use outbox_relay::config::{self, Mapping, OnSent, Secret};
-use outbox_relay::store::{self, Operator, Store, StoreOptions};
+use outbox_relay::message::RowId;
+use outbox_relay::store::{self, Operator, Shares, Store, StoreOptions};
 
 use crate::store::harness::{Harness, options};
 
@@ -90,6 +91,15 @@ impl<H> Bare<H> {
     }
 }
 
+/// No number to order by, and no columns for refusals: rows are in the order of their insertion.
+pub(crate) struct Numbered<H>(H);
+
+impl<H> Numbered<H> {
+    fn options(options: StoreOptions) -> StoreOptions {
+        Bare::<H>::options(options)
+    }
+}
+
 macro_rules! wrapped {
     ($wrapper:ident, $make:ident) => {
         #[async_trait]
@@ -118,8 +128,23 @@ macro_rules! wrapped {
                 self.0.at(unix)
             }
 
+            fn random(&self) -> &'static str {
+                self.0.random()
+            }
+
+            fn time(&self) -> &'static str {
+                self.0.time()
+            }
+
             fn uuid_version(&self) -> usize {
                 self.0.uuid_version()
+            }
+
+            async fn insert(&self, keys: &[&str]) {
+                self.0.insert(keys).await;
+                // Numbered, where the relay numbers rows: that is done by a read which comes to the end.
+                let end = RowId(i64::MAX);
+                self.store().head(end, 1, &Shares::All).await.expect("a head");
             }
 
             fn store_with(&self, options: StoreOptions) -> Arc<dyn Store> {
@@ -146,6 +171,7 @@ macro_rules! wrapped {
 
 wrapped!(Renamed, rename);
 wrapped!(Bare, strip);
+wrapped!(Numbered, without_numbers);
 
 async fn rename(db: &impl Harness) {
     for (name, other) in NAMES {
@@ -170,6 +196,21 @@ async fn strip(db: &impl Harness) {
     for column in ["attempts", "next_attempt_at", "last_error", "dead_at"] {
         db.execute(&format!("ALTER TABLE outbox DROP COLUMN {column}")).await;
     }
+}
+
+async fn without_numbers(db: &impl Harness) {
+    strip(db).await;
+    db.execute("ALTER TABLE outbox RENAME TO another").await;
+    let now = db.in_seconds(0);
+    db.execute(&format!(
+        "CREATE TABLE outbox (
+             id varchar(40) NOT NULL PRIMARY KEY DEFAULT ({}), exchange text, routing_key text NOT NULL, ordering_key text, type text,
+             content_type text NOT NULL DEFAULT 'application/json', headers text NOT NULL DEFAULT '{{}}',
+             properties text NOT NULL DEFAULT '{{}}', payload text NOT NULL, created_at {} DEFAULT ({now}), available_at {1}, sent_at {1})",
+        db.random(),
+        db.time()
+    ))
+    .await;
 }
 
 /// Cases against a kind of table.
@@ -250,6 +291,28 @@ macro_rules! bare {
     };
 }
 
+/// What does not look at the ids in the table.
+macro_rules! numbered {
+    ($name:ident: $harness:ty) => {
+        cases! {
+            $name: crate::store::existing::Numbered<$harness>:
+            reading:
+                the_head_follows_cursor_and_limit
+                shares_divide_the_rows
+                a_fetch_gives_unsent_rows_only;
+            writing:
+                a_row_is_marked_once
+                five_thousand_rows_are_marked
+                a_dead_letter_that_was_confirmed_is_sent
+                dead_keys_come_with_their_lowest_row;
+            leasing:
+                a_failure_under_a_lost_lease_takes_nothing;
+        }
+    };
+}
+
+numbered!(numbered_on_postgres: crate::store::postgres::Postgres);
+numbered!(numbered_on_sqlite: crate::store::sqlite::Sqlite);
 renamed!(renamed_on_postgres: crate::store::postgres::Postgres);
 renamed!(renamed_on_mariadb: crate::store::mariadb::MariaDb);
 bare!(bare_on_postgres: crate::store::postgres::Postgres);

@@ -22,6 +22,16 @@ pub(crate) trait Harness: Send + Sync + Sized {
     fn in_seconds(&self, seconds: i64) -> String;
     /// A time in seconds since 1970, as SQL.
     fn at(&self, unix: i64) -> String;
+    /// A random text, as SQL.
+    fn random(&self) -> &'static str {
+        "gen_random_uuid()::text"
+    }
+
+    /// The type of a time.
+    fn time(&self) -> &'static str {
+        "timestamptz"
+    }
+
     /// The version of the UUIDs that rows get by default.
     fn uuid_version(&self) -> usize {
         4

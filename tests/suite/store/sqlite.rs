@@ -52,6 +52,14 @@ impl Harness for Sqlite {
     fn at(&self, unix: i64) -> String {
         format!("strftime('%Y-%m-%dT%H:%M:%fZ', {unix}, 'unixepoch')")
     }
+
+    fn random(&self) -> &'static str {
+        "hex(randomblob(16))"
+    }
+
+    fn time(&self) -> &'static str {
+        "TEXT"
+    }
 }
 
 impl Sqlite {
