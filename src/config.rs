@@ -14,6 +14,7 @@ use std::{collections::HashMap, ffi::OsString, net::SocketAddr, time::Duration};
 mod findings;
 mod mapping;
 mod parse;
+mod presets;
 mod read;
 mod secret;
 mod sources;

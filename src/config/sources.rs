@@ -8,7 +8,7 @@ use config::{Config as Layered, ConfigError, Environment, File, FileFormat, Sour
 
 use super::{
     findings::Findings,
-    mapping,
+    presets,
     variables::{self, CONFIG_FILE, PREFIX, PRESET, VARIABLES, Variable},
 };
 
@@ -49,11 +49,11 @@ fn preset(beneath: &Texts, above: &Texts, findings: &mut Findings) -> Texts {
     let Some(name) = given(PRESET) else {
         return Texts::new();
     };
-    match mapping::preset(name.trim()) {
+    match presets::preset(name.trim()) {
         Ok(preset) => preset
             .variables
             .iter()
-            .filter(|(variable, _)| mapping::counterpart(variable).and_then(given).is_none())
+            .filter(|(variable, _)| presets::counterpart(variable).and_then(given).is_none())
             .filter_map(|(variable, text)| Some((variables::find(variable)?.key(), (*text).to_owned())))
             .collect(),
         Err(message) => {

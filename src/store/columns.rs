@@ -47,20 +47,41 @@ pub(super) fn explain(error: StoreError, table: &TableName) -> StoreError {
     }
 }
 
-/// Every column that is `wanted` must be there, with one of the types allowed.
+/// For columns that are not there: what makes them, and what does without them.
+pub(super) fn absent(columns: &[(&str, &str)], table: &TableName, in_sql: &str) -> StoreError {
+    let names: Vec<&str> = columns.iter().map(|(name, _)| *name).collect();
+    let add = |(name, kind): &(&str, &str)| format!("ALTER TABLE {in_sql} ADD COLUMN {name} {kind}");
+    let add: Vec<String> = columns.iter().map(add).collect();
+    missing(&format!(
+        "table {table} has no column {}: {}; or name the columns that it has with RELAY_PRESET or RELAY_COLUMN_…; while it is \
+         still to be made",
+        names.join(", "),
+        add.join("; ")
+    ))
+}
+
+/// Every column that is `wanted` must be there, with one of the types allowed. `in_sql` is the table for a person's statements.
 pub(super) fn check<'a>(
     columns: impl Iterator<Item = &'a Column> + Clone,
     wanted: &[(&str, &[&str])],
     table: &TableName,
+    in_sql: &str,
 ) -> Result<(), StoreError> {
     let find = |name: &str| columns.clone().find(|column| column.name == name);
-    let absent: Vec<&str> = wanted
+    let lacking: Vec<(&str, &str)> = wanted
         .iter()
-        .map(|(name, _)| *name)
-        .filter(|name| find(name).is_none())
+        .filter(|(name, _)| find(name).is_none())
+        .map(|(name, allowed)| match allowed.first().copied().unwrap_or_default() {
+            // As the migrations have them.
+            "varchar" => (*name, "varchar(512)"),
+            "char" => (*name, "char(36)"),
+            // Else some servers fill it in by themselves.
+            "timestamp" => (*name, "timestamp(6) NULL DEFAULT NULL"),
+            kind => (*name, kind),
+        })
         .collect();
-    if !absent.is_empty() {
-        return Err(missing(&format!("table {table} has no column {}", absent.join(", "))));
+    if !lacking.is_empty() {
+        return Err(absent(&lacking, table, in_sql));
     }
     let wrong: Vec<String> = wanted
         .iter()

@@ -8,7 +8,7 @@ use crate::outbox::{Outbox, SECOND};
 use crate::support::{Consumer, Received, Relay, RelayCommand, until};
 
 mod bad_input;
-mod watermill;
+mod habits;
 
 /// A test for each database.
 macro_rules! everywhere {

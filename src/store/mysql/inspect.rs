@@ -126,7 +126,7 @@ pub(super) fn check_columns(columns: &[Column], table: &TableName) -> Result<(),
             ..column.clone()
         })
         .collect();
-    check(lower.iter(), COLUMNS, table)
+    check(lower.iter(), COLUMNS, table, &backquoted(table))
 }
 
 /// What is read and written of it.

@@ -70,7 +70,8 @@ struct Granted {
 /// Judges the answer to [`QUERY`]; what the statements need to know of the table.
 pub(super) fn judge(rows: &[PgRow], table: &TableName, on_sent: OnSent) -> Result<Size, StoreError> {
     let columns = relation(rows, table)?;
-    check(columns.iter().map(|granted| &granted.column), COLUMNS, table)?;
+    let in_sql = table.to_string();
+    check(columns.iter().map(|granted| &granted.column), COLUMNS, table, &in_sql)?;
     let read: Vec<&str> = COLUMNS.iter().map(|(name, _)| *name).collect();
     check_role(rows, &columns, &read, WRITTEN, table, on_sent)?;
     let payload = columns

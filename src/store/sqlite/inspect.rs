@@ -5,7 +5,7 @@ use sqlx::sqlite::SqliteRow;
 
 use crate::config::TableName;
 use crate::store::StoreError;
-use crate::store::columns::{Column, missing};
+use crate::store::columns::{Column, absent, missing};
 use crate::store::values::{decode, unreadable};
 
 /// One row for each column; none without a table. `?1` the table, `?2` its index of unsent rows.
@@ -113,9 +113,10 @@ pub(super) fn judge(rows: &[SqliteRow], table: &TableName) -> Result<bool, Store
         columns.push((text(row, 1)?.to_ascii_lowercase(), text(row, 2)?.to_ascii_uppercase()));
     }
     let find = |name: &str| columns.iter().find(|(column, _)| column == name);
-    let absent: Vec<&str> = COLUMNS.iter().copied().filter(|name| find(name).is_none()).collect();
-    if !absent.is_empty() {
-        return Err(missing(&format!("table {table} has no column {}", absent.join(", "))));
+    let lacking: Vec<&str> = COLUMNS.iter().copied().filter(|name| find(name).is_none()).collect();
+    if !lacking.is_empty() {
+        let lacking: Vec<_> = lacking.into_iter().map(|name| (name, "TEXT")).collect();
+        return Err(absent(&lacking, table, &table.to_string()));
     }
     match find("id") {
         // SQLite's own rule for an integer affinity.

@@ -55,6 +55,15 @@ async fn on_postgres() {
     let cases: &[Case<'_>] = &[
         MISSING,
         (
+            "CREATE TABLE events (id bigserial PRIMARY KEY, payload json)",
+            &[],
+            &[
+                "no column message_id, exchange",
+                "ALTER TABLE \"events\" ADD COLUMN message_id uuid; ALTER TABLE \"events\" ADD COLUMN exchange text",
+                "RELAY_PRESET or RELAY_COLUMN_",
+            ],
+        ),
+        (
             "CREATE TABLE events (seq bigserial PRIMARY KEY, data text)",
             &[SEQ, KEY, DELETE, ("RELAY_COLUMN_PAYLOAD", "dta")],
             &[

@@ -1,4 +1,4 @@
-//! A table of the Go library Watermill.
+//! Tables with habits of their own: of the Go library Watermill, and of SQLite without `AUTOINCREMENT`.
 
 use super::{migrate, with};
 use crate::outbox::{Outbox, SECOND};
@@ -49,4 +49,41 @@ async fn a_watermill_table_is_relayed() {
         outbox.db.number("SELECT count(*) FROM watermill_orders").await == 0
     })
     .await;
+}
+
+/// Once its row is deleted, an id is given again: what is known of the old row must not be taken for the new one.
+#[tokio::test(flavor = "multi_thread")]
+async fn ids_that_sqlite_gives_again_are_other_rows() {
+    let outbox = Outbox::without_tables("sqlite", &["r"]).await;
+    outbox
+        .db
+        .run("CREATE TABLE events (id INTEGER PRIMARY KEY, payload TEXT)")
+        .await;
+    let variables = [
+        ("RELAY_OUTBOX_TABLE", "events"),
+        ("RELAY_OUTBOX_ON_SENT", "delete"),
+        ("RELAY_ROUTING_KEY", "r"),
+        // No sweep comes within the test.
+        ("RELAY_POLL_SWEEP_INTERVAL", "50s"),
+    ];
+    migrate(&outbox, &variables).await;
+    let _relay = with(&outbox, &variables).spawn();
+    let consumer = Consumer::start(&outbox.amqp_url, "q");
+    for n in 1..=10 {
+        outbox
+            .db
+            .run(&format!("INSERT INTO events (payload) VALUES ('{n}')"))
+            .await;
+        assert_eq!(
+            outbox.db.number("SELECT max(id) FROM events").await,
+            1,
+            "the same id each time"
+        );
+        let received = consumer.wait_for(|received| received.len() == n, 10 * SECOND).await;
+        assert_eq!(received[n - 1].text(), n.to_string());
+        until("it is gone", 10 * SECOND, async || {
+            outbox.db.number("SELECT count(*) FROM events").await == 0
+        })
+        .await;
+    }
 }
