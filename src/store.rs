@@ -198,6 +198,12 @@ pub trait Store: Send + Sync {
     /// Whether a row can appear below ids already seen. False where writers come one at a time.
     fn commits_out_of_order(&self) -> bool;
 
+    /// Whether the last [`Store::head`] that came to the end had no look at all there is: rows that were committed before may
+    /// come with a later one.
+    fn owes_a_look(&self) -> bool {
+        false
+    }
+
     /// An ear for inserts, on a connection of its own; `None` where the table or the database has none. Fails where there
     /// is one that does not hear.
     async fn wakeups(&self) -> Result<Option<Box<dyn Wakeups>>, StoreError> {

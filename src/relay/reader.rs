@@ -77,7 +77,12 @@ pub enum Read {
 #[derive(Debug)]
 pub enum Answer {
     /// To [`Read::Head`].
-    Head(Vec<OutboxRow>),
+    Head {
+        /// The rows.
+        rows: Vec<OutboxRow>,
+        /// Where these are fewer than asked for, there were no more.
+        whole: bool,
+    },
     /// To [`Read::Scan`].
     Scan(Vec<Stub>),
     /// To [`Read::Probe`].
@@ -316,8 +321,9 @@ impl Plan {
         self.errors = 0;
         match (read, answer) {
             (Read::Head { .. } | Read::Scan { .. } | Read::Probe(_) | Read::DeadKeys, _) if round != self.round => {}
-            (Read::Head { after, limit, .. }, Answer::Head(rows)) => {
+            (Read::Head { after, limit, .. }, Answer::Head { rows, whole }) => {
                 let count = rows.len();
+                self.ends_found += u64::from(whole && count < limit as usize);
                 self.head_read(after, limit, rows, dispatcher, now);
                 return count;
             }
@@ -359,7 +365,6 @@ impl Plan {
 
     fn head_read(&mut self, after: RowId, limit: u32, rows: Vec<OutboxRow>, dispatcher: &mut Dispatcher, now: Time) {
         let full = rows.len() == limit as usize;
-        self.ends_found += u64::from(!full);
         let Some(last) = rows.last().map(|row| row.id) else {
             self.idle = (self.idle * 2).min(self.poll.max_interval);
             self.head_at = if self.wanted { now } else { now + self.idle };

@@ -38,22 +38,26 @@ async fn read_once(
         timed(metrics, "inspect", store.inspect()).await?;
         *inspected = true;
     }
-    let answer = match read {
-        Read::Head { after, limit, shares } => timed(metrics, "head", store.head(*after, *limit, shares))
-            .await
-            .map(Answer::Head),
-        Read::Scan { after, to, shares } => timed(metrics, "scan", store.scan(*after, *to, SCAN_PAGE, shares))
-            .await
-            .map(Answer::Scan),
-        Read::Probe(ids) => timed(metrics, "probe", store.probe(ids)).await.map(Answer::Probe),
-        Read::Fetch { ids, bytes } => timed(metrics, "fetch", store.fetch(ids, *bytes))
-            .await
-            .map(Answer::Fetch),
-        Read::DeadKeys => timed(metrics, "dead_keys", store.dead_keys(DEAD_KEYS))
-            .await
-            .map(Answer::DeadKeys),
-        Read::Changed => store.changed().await.map(Answer::Changed),
-    };
+    let answer =
+        match read {
+            Read::Head { after, limit, shares } => timed(metrics, "head", store.head(*after, *limit, shares))
+                .await
+                .map(|rows| Answer::Head {
+                    rows,
+                    whole: !store.owes_a_look(),
+                }),
+            Read::Scan { after, to, shares } => timed(metrics, "scan", store.scan(*after, *to, SCAN_PAGE, shares))
+                .await
+                .map(Answer::Scan),
+            Read::Probe(ids) => timed(metrics, "probe", store.probe(ids)).await.map(Answer::Probe),
+            Read::Fetch { ids, bytes } => timed(metrics, "fetch", store.fetch(ids, *bytes))
+                .await
+                .map(Answer::Fetch),
+            Read::DeadKeys => timed(metrics, "dead_keys", store.dead_keys(DEAD_KEYS))
+                .await
+                .map(Answer::DeadKeys),
+            Read::Changed => store.changed().await.map(Answer::Changed),
+        };
     if let Err(StoreError::SchemaMissing(_)) = &answer {
         *inspected = false;
     }

@@ -15,7 +15,7 @@ use sqlx::{AssertSqlSafe, Executor as _, Row as _};
 
 use super::leases::{self, Dialect, Take};
 use super::migrate::{Applied, literal};
-use super::pace::{Pace, TidyWalk};
+use super::pace::{self, Pace, TidyWalk};
 use super::purge::{self, PurgeWalk, Window};
 use super::slot::Slot;
 use super::values::{FailureColumns, decode, decode_one, raw, sorted};
@@ -85,11 +85,11 @@ impl MySql {
         Ok(Self {
             connector: Connector::new(url, options.timeout)?,
             table: options.table.to_string(),
-            options,
             started: Instant::now(),
             statements: Mutex::default(),
             walk: Mutex::default(),
-            numbering: Pace::default(),
+            numbering: Pace::new(options.timeout),
+            options,
             tidied: Mutex::default(),
             read: Slot::new(),
             write: Slot::new(),
@@ -252,11 +252,8 @@ impl Store for MySql {
 
     async fn head(&self, after: RowId, limit: u32, shares: &Shares) -> Result<Vec<OutboxRow>, StoreError> {
         let statements = self.statements().await?;
-        let rows = self.head_rows(&statements, after, limit, shares).await?;
-        if rows.len() < limit as usize && self.number_rows(&statements).await? {
-            return self.head_rows(&statements, after, limit, shares).await;
-        }
-        Ok(rows)
+        let read = || self.head_rows(&statements, after, limit, shares);
+        pace::head(limit, read, self.number_rows(&statements)).await
     }
 
     async fn scan(&self, after: RowId, to: RowId, limit: u32, shares: &Shares) -> Result<Vec<Stub>, StoreError> {
@@ -377,6 +374,10 @@ impl Store for MySql {
 
     fn commits_out_of_order(&self) -> bool {
         true
+    }
+
+    fn owes_a_look(&self) -> bool {
+        self.numbering.is_owed()
     }
 
     async fn close(&self) {

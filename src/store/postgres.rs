@@ -13,7 +13,7 @@ use sqlx::{AssertSqlSafe, Executor as _, Postgres as Driver, Row as _};
 
 use super::leases::{self, Dialect, Take};
 use super::migrate::Applied;
-use super::pace::{Pace, TidyWalk};
+use super::pace::{self, Pace, TidyWalk};
 use super::purge::{self, PurgeWalk};
 use super::slot::Slot;
 use super::values::{FailureColumns, decode, decode_one, raw, seconds, sorted, unreadable};
@@ -71,10 +71,10 @@ impl Postgres {
         Ok(Self {
             connector: Connector::new(url, options.timeout)?,
             table: options.table.to_string(),
-            options,
             statements: Mutex::default(),
             walk: Mutex::default(),
-            numbering: Pace::default(),
+            numbering: Pace::new(options.timeout),
+            options,
             tidied: Mutex::default(),
             read: Slot::new(),
             write: Slot::new(),
@@ -239,11 +239,8 @@ impl Store for Postgres {
 
     async fn head(&self, after: RowId, limit: u32, shares: &Shares) -> Result<Vec<OutboxRow>, StoreError> {
         let statements = self.statements().await?;
-        let rows = self.head_rows(&statements, after, limit, shares).await?;
-        if rows.len() < limit as usize && self.number_rows(&statements).await? {
-            return self.head_rows(&statements, after, limit, shares).await;
-        }
-        Ok(rows)
+        let read = || self.head_rows(&statements, after, limit, shares);
+        pace::head(limit, read, self.number_rows(&statements)).await
     }
 
     async fn scan(&self, after: RowId, to: RowId, limit: u32, shares: &Shares) -> Result<Vec<Stub>, StoreError> {
@@ -369,6 +366,10 @@ impl Store for Postgres {
         }
         let ear = wakeup::listen(&self.connector, oid, self.options.timeout).await?;
         Ok(Some(Box::new(ear)))
+    }
+
+    fn owes_a_look(&self) -> bool {
+        self.numbering.is_owed()
     }
 
     async fn close(&self) {

@@ -276,3 +276,56 @@ fn content(field: Field, layout: &Layout, dialect: &dyn Dialect) -> String {
         },
     }
 }
+
+/// The unsent rows as the table has them, with what is needed to tell how old they are.
+pub(super) fn waiting(table: &TableName, layout: &Layout, dialect: &dyn Dialect) -> String {
+    let of = |column: &Column| format!("a.{}", column.quoted());
+    let never = dialect.null(Need::Time);
+    let time = |field| match layout.value(field) {
+        Value::Column(column) => of(column),
+        _ => never.to_owned(),
+    };
+    let unsent = match unsent(layout, dialect, of) {
+        unsent if unsent.is_empty() => unsent,
+        unsent => format!(" WHERE {unsent}"),
+    };
+    format!(
+        "(SELECT {} AS created_at, {} AS available_at, {never} AS next_attempt_at FROM {table} AS a{unsent}) AS o",
+        time(Field::CreatedAt),
+        time(Field::AvailableAt)
+    )
+}
+
+/// Unsent rows without a number.
+pub(super) struct Numberless {
+    /// From where, and which: the table is `a`.
+    pub(super) rows: String,
+    /// Their order.
+    pub(super) order: String,
+}
+
+/// `row_key` is the key as the table of row numbers has it; `order` is that of rows with the same time of creation.
+pub(super) fn numberless(
+    table: &TableName,
+    layout: &Layout,
+    dialect: &dyn Dialect,
+    (row_key, order): (&str, &str),
+) -> Numberless {
+    let of = |column: &Column| format!("a.{}", column.quoted());
+    let created = match layout.value(Field::CreatedAt) {
+        Value::Column(column) => format!("{}, ", of(column)),
+        _ => String::new(),
+    };
+    let unsent = match unsent(layout, dialect, of) {
+        unsent if unsent.is_empty() => unsent,
+        unsent => format!("{unsent} AND "),
+    };
+    let (positions, outbox) = (positions_table(table), literal(table.name()));
+    Numberless {
+        rows: format!(
+            "FROM {table} AS a
+         WHERE {unsent}NOT EXISTS (SELECT 1 FROM {positions} AS p WHERE p.outbox = {outbox} AND p.row_key = {row_key})"
+        ),
+        order: format!("ORDER BY {created}{order}"),
+    }
+}

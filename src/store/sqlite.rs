@@ -14,7 +14,7 @@ use sqlx::{AssertSqlSafe, Connection as _, Executor as _, Row as _, Sqlite as Dr
 
 use super::leases::{self, Dialect, Take};
 use super::migrate::{Applied, unsent_index};
-use super::pace::{Pace, TidyWalk};
+use super::pace::{self, Pace, TidyWalk};
 use super::purge::{self, PurgeWalk};
 use super::slot::Slot;
 use super::values::{FailureColumns, decode, decode_one, raw, sorted};
@@ -75,10 +75,10 @@ impl Sqlite {
         Ok(Self {
             connector: Connector::new(url, options.timeout)?,
             table: options.table.to_string(),
-            options,
             statements: Mutex::default(),
             walk: Mutex::default(),
-            numbering: Pace::default(),
+            numbering: Pace::new(options.timeout),
+            options,
             tidied: Mutex::default(),
             version: Mutex::default(),
             read: Slot::new(),
@@ -228,11 +228,8 @@ impl Store for Sqlite {
 
     async fn head(&self, after: RowId, limit: u32, shares: &Shares) -> Result<Vec<OutboxRow>, StoreError> {
         let statements = self.statements().await?;
-        let rows = self.head_rows(&statements, after, limit, shares).await?;
-        if rows.len() < limit as usize && self.number_rows(&statements).await? {
-            return self.head_rows(&statements, after, limit, shares).await;
-        }
-        Ok(rows)
+        let read = || self.head_rows(&statements, after, limit, shares);
+        pace::head(limit, read, self.number_rows(&statements)).await
     }
 
     async fn scan(&self, after: RowId, to: RowId, limit: u32, shares: &Shares) -> Result<Vec<Stub>, StoreError> {
@@ -371,6 +368,10 @@ impl Store for Sqlite {
 
     fn commits_out_of_order(&self) -> bool {
         false
+    }
+
+    fn owes_a_look(&self) -> bool {
+        self.numbering.is_owed()
     }
 
     async fn close(&self) {

@@ -5,6 +5,7 @@ mod harness;
 mod leasing;
 mod mariadb;
 mod mariadb_faults;
+mod numbering;
 mod operating;
 mod postgres;
 mod postgres_faults;

@@ -34,6 +34,14 @@ pub(super) fn classify(error: &sqlx::Error) -> Verdict {
     })
 }
 
+/// Whether another transaction has the row that was asked for with `NOWAIT`.
+pub(super) fn is_locked(error: &sqlx::Error) -> bool {
+    let error = error.as_database_error();
+    let number = error.and_then(|error| Some(error.try_downcast_ref::<MySqlDatabaseError>()?.number()));
+    // Of MariaDB, and of MySQL.
+    matches!(number, Some(1205 | 3572))
+}
+
 fn database(error: &MySqlDatabaseError) -> Verdict {
     let text = describe(error);
     match error.number() {

@@ -1,11 +1,11 @@
 //! What a table that `migrate` did not make asks for besides: the relay's own tables.
 
 use std::sync::Arc;
-use std::time::Instant;
 
 use sqlx::mysql::MySqlConnection;
 use sqlx::{Connection as _, Executor as _, Row as _};
 
+use super::error::is_locked;
 use super::statements::{self, Statements};
 use super::{MySql, Statement, inspect, list, lock, rows, source};
 use crate::store::columns::{Column, explain};
@@ -68,7 +68,7 @@ impl MySql {
             .await?;
         let source = source::source(table, &layout, index.as_deref());
         let mut statements = Statements::new(table, on_sent, source);
-        statements.number = layout.numbered.then(|| source::number(table, &layout).into());
+        statements.number = layout.numbered.then(|| source::number(table, &layout));
         statements.columns = Some(layout.describe());
         let touched = self.touch_own_tables(&statements).await;
         touched.map_err(|error| explain(error, table))?;
@@ -88,7 +88,7 @@ impl MySql {
         };
         self.write_failures(statements, &[], &nobody).await?;
         if let Some(number) = &statements.number {
-            self.execute(&self.read, self.query(number).bind(0)).await?;
+            self.execute(&self.read, self.query(&number.in_order).bind(0)).await?;
         }
         Ok(())
     }
@@ -109,15 +109,32 @@ impl MySql {
 
     /// Numbers rows that have none yet; true: there were some.
     pub(super) async fn number_rows(&self, statements: &Statements) -> Result<bool, StoreError> {
-        let Some(number) = statements.number.as_ref().filter(|_| self.numbering.is_due()) else {
+        let Some(number) = &statements.number else {
             return Ok(false);
         };
-        let begun = Instant::now();
-        let numbered = self
-            .execute(&self.read, self.query(number).bind(NUMBERED_AT_ONCE))
-            .await?;
-        self.numbering.took(begun.elapsed(), numbered > 0);
-        Ok(numbered > 0)
+        let work = async |hurried: bool| {
+            let sql = if hurried {
+                &number.as_they_come
+            } else {
+                &number.in_order
+            };
+            self.call(&self.read, async |connection| {
+                in_transaction(connection, async |connection| {
+                    match connection.fetch_optional(self.query(&number.lock)).await {
+                        Ok(Some(_)) => {}
+                        // The first time.
+                        Ok(None) => drop(connection.execute(self.query(&number.make_lock)).await?),
+                        Err(error) if is_locked(&error) => return Ok(None),
+                        Err(error) => return Err(error),
+                    }
+                    let done = connection.execute(self.query(sql).bind(NUMBERED_AT_ONCE)).await?;
+                    Ok(Some(done.rows_affected()))
+                })
+                .await
+            })
+            .await
+        };
+        self.numbering.look(NUMBERED_AT_ONCE, work).await
     }
 
     /// Statements with the same arguments: one by itself, several in one transaction. The rows that each of them changed.
@@ -131,14 +148,15 @@ impl MySql {
             return Ok(vec![self.execute(slot, bind(self.query(only))).await?]);
         }
         self.call(slot, async |connection| {
-            let mut transaction = connection.begin().await?;
-            let mut counts = Vec::with_capacity(statements.len());
-            for sql in statements {
-                let done = transaction.execute(bind(self.query(sql))).await?;
-                counts.push(done.rows_affected());
-            }
-            transaction.commit().await?;
-            Ok(counts)
+            in_transaction(connection, async |connection| {
+                let mut counts = Vec::with_capacity(statements.len());
+                for sql in statements {
+                    let done = connection.execute(bind(self.query(sql))).await?;
+                    counts.push(done.rows_affected());
+                }
+                Ok(counts)
+            })
+            .await
         })
         .await
     }
@@ -161,5 +179,20 @@ impl MySql {
         }
         lock(&self.tidied).advance(seen.len() as i64, seen.last().map(|(id, _)| *id));
         Ok(())
+    }
+}
+
+/// Ends it in any case: the driver would only do so with the next use of the connection, and hold the locks until then.
+async fn in_transaction<T>(
+    connection: &mut MySqlConnection,
+    work: impl AsyncFnOnce(&mut MySqlConnection) -> Result<T, sqlx::Error>,
+) -> Result<T, sqlx::Error> {
+    let mut transaction = connection.begin().await?;
+    match work(&mut transaction).await {
+        Ok(answer) => transaction.commit().await.map(|()| answer),
+        Err(error) => {
+            transaction.rollback().await?;
+            Err(error)
+        }
     }
 }

@@ -1,11 +1,12 @@
 //! A table that `migrate` did not make, as MariaDB and MySQL are to read it.
 
 use super::inspect::backquoted;
-use crate::config::{Field, TableName};
+use super::statements::Numbering;
+use crate::config::TableName;
 use crate::store::columns::Column;
-use crate::store::layout::{Layout, Need, Types, Value};
-use crate::store::migrate::quoted;
-use crate::store::source::{Dialect, Source, Target, columns, unsent};
+use crate::store::layout::{Layout, Need, Types};
+use crate::store::migrate::{literal, quoted};
+use crate::store::source::{Dialect, Source, Target, columns, numberless, positions_table, unsent, waiting};
 
 /// MariaDB's and MySQL's types and expressions.
 pub(super) struct MySql;
@@ -182,48 +183,27 @@ pub(super) fn source(table: &TableName, layout: &Layout, index: Option<&str>) ->
         by_id: format!("(SELECT {list} {}) AS o", from("")),
         dead: format!("(SELECT {list} {dead}) AS o"),
         unsent: unsent(layout, &MySql, |_| "o.sent_at".to_owned()),
-        waiting: target.positions.as_ref().map(|_| waiting(table, layout)),
+        waiting: target.positions.as_ref().map(|_| waiting(table, layout, &MySql)),
         header_columns: !layout.headers.is_empty(),
         target,
     }
 }
 
-/// The unsent rows as the table has them, with what is needed to tell how old they are.
-fn waiting(table: &TableName, layout: &Layout) -> String {
-    let time = |field| match layout.value(field) {
-        Value::Column(column) => format!("a.{}", column.quoted()),
-        _ => MySql.null(Need::Time).to_owned(),
-    };
-    let unsent = match unsent(layout, &MySql, |column| format!("a.{}", column.quoted())) {
-        unsent if unsent.is_empty() => "1 = 1".to_owned(),
-        unsent => unsent,
-    };
-    format!(
-        "(SELECT {} AS created_at, {} AS available_at, {} AS next_attempt_at FROM {table} AS a WHERE {unsent}) AS o",
-        time(Field::CreatedAt),
-        time(Field::AvailableAt),
-        MySql.null(Need::Time)
-    )
-}
-
-/// Numbers rows that have no number yet, up to `?`: by their time of creation if they have one, else by their key.
-pub(super) fn number(table: &TableName, layout: &Layout) -> String {
-    let target = Target::new(table, layout, &MySql);
-    let (outbox, key) = (&target.outbox, &target.key);
-    let row_key = to_row_key(&layout.key, &format!("a.{key}"));
-    let positions = target.positions.unwrap_or_default();
-    let created = match layout.value(Field::CreatedAt) {
-        Value::Column(column) => format!("a.{}, ", column.quoted()),
-        _ => String::new(),
-    };
-    let unsent = match unsent(layout, &MySql, |column| format!("a.{}", column.quoted())) {
-        unsent if unsent.is_empty() => unsent,
-        unsent => format!("{unsent} AND "),
-    };
-    format!(
-        "INSERT IGNORE INTO {positions} (outbox, row_key)
-         SELECT {outbox}, {row_key} FROM {table} AS a
-         WHERE {unsent}NOT EXISTS (SELECT 1 FROM {positions} AS p WHERE p.outbox = {outbox} AND p.row_key = {row_key})
-         ORDER BY {created}a.{key} LIMIT ?"
-    )
+/// Numbers rows that have no number yet, up to `?`: by their time of creation if they have one, then by their key; and, in
+/// the second statement, as they come.
+pub(super) fn number(table: &TableName, layout: &Layout) -> Numbering {
+    let (outbox, positions) = (literal(table.name()), positions_table(table));
+    let key = format!("a.{}", layout.key.quoted());
+    let row_key = to_row_key(&layout.key, &key);
+    let found = numberless(table, layout, &MySql, (&row_key, &key));
+    let insert = format!("INSERT IGNORE INTO {positions} (outbox, row_key)");
+    let number = format!("{insert} SELECT {outbox}, {row_key} {}", found.rows);
+    Numbering {
+        // Beside all outboxes, none of which has an empty name.
+        lock: format!("SELECT position FROM {positions} WHERE outbox = '' AND row_key = {outbox} FOR UPDATE NOWAIT")
+            .into(),
+        make_lock: format!("{insert} VALUES ('', {outbox})").into(),
+        in_order: format!("{number} {} LIMIT ?", found.order).into(),
+        as_they_come: format!("{number} LIMIT ?").into(),
+    }
 }

@@ -11,6 +11,18 @@ use crate::store::migrate::quoted;
 use crate::store::source::{Source, Target};
 use crate::store::{BACKLOG_CAP, INLINE_PAYLOAD_BYTES, SCAN_HORIZON};
 
+/// Number rows that have none, one relay at a time: two statements at once would give numbers in turns
+/// (`innodb_autoinc_lock_mode = 2`), and so out of order.
+#[derive(Debug)]
+pub(super) struct Numbering {
+    /// Locks the row that stands for it, or fails at once.
+    pub(super) lock: Arc<str>,
+    /// Makes that row.
+    pub(super) make_lock: Arc<str>,
+    pub(super) in_order: Arc<str>,
+    pub(super) as_they_come: Arc<str>,
+}
+
 /// Statement texts.
 #[derive(Debug)]
 pub(super) struct Statements {
@@ -28,8 +40,8 @@ pub(super) struct Statements {
     pub(super) tidy_look: Option<Arc<str>>,
     /// Removes entries of the relay's own tables.
     pub(super) free: Vec<Arc<str>>,
-    /// Numbers rows that have none; `None`: they have.
-    pub(super) number: Option<Arc<str>>,
+    /// `None`: rows have a number of their own.
+    pub(super) number: Option<Numbering>,
     pub(super) dead_keys: Arc<str>,
     /// `None`: nothing tells when a row was sent.
     pub(super) purge_window: Option<Arc<str>>,

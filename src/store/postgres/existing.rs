@@ -1,17 +1,16 @@
 //! What a table that `migrate` did not make asks for besides: the relay's own tables.
 
 use std::sync::PoisonError;
-use std::time::Instant;
 
 use sqlx::Row as _;
 
 use super::source;
-use super::statements::{self, Statements};
+use super::statements::Statements;
 use super::{Postgres, inspect};
 use crate::store::columns::explain;
 use crate::store::pace::{NUMBERED_AT_ONCE, TidyWalk, warn_of_numbers};
 use crate::store::source::Source;
-use crate::store::values::{FailureColumns, decode_one};
+use crate::store::values::{FailureColumns, count, decode_one};
 use crate::store::{Holder, StoreError};
 
 impl Postgres {
@@ -28,9 +27,7 @@ impl Postgres {
         if layout.numbered {
             warn_of_numbers(table, &layout.key);
         }
-        let number = layout
-            .numbered
-            .then(|| source::number(table, &layout, statements::RELAXED));
+        let number = layout.numbered.then(|| source::number(table, &layout));
         let (size, source) = (source::size(&layout), source::source(table, &layout));
         let statements = Statements::new(table, on_sent, size, source, number).described(layout.describe());
         self.touch_own_tables(&statements)
@@ -54,22 +51,26 @@ impl Postgres {
                 .await?;
         }
         if let Some(number) = &statements.number {
-            self.execute(&self.write, self.query(number).bind(0_i64)).await?;
+            self.rows(&self.write, self.query(&number.in_order).bind(0_i64)).await?;
         }
         Ok(())
     }
 
     /// Numbers rows that have none yet; true: there were some.
     pub(super) async fn number_rows(&self, statements: &Statements) -> Result<bool, StoreError> {
-        let Some(number) = statements.number.as_ref().filter(|_| self.numbering.is_due()) else {
+        let Some(number) = &statements.number else {
             return Ok(false);
         };
-        let begun = Instant::now();
-        let numbered = self
-            .execute(&self.read, self.query(number).bind(NUMBERED_AT_ONCE))
-            .await?;
-        self.numbering.took(begun.elapsed(), numbered > 0);
-        Ok(numbered > 0)
+        let work = async |hurried: bool| {
+            let query = match hurried {
+                true => self.query(&number.as_they_come),
+                false => self.query(&number.in_order).bind(NUMBERED_AT_ONCE),
+            };
+            let rows = self.rows(&self.read, query).await?;
+            let (mine, numbered): (bool, i64) = decode_one(&rows, |row| Ok((row.try_get(0)?, row.try_get(1)?)))?;
+            Ok(mine.then(|| count(numbered)))
+        };
+        self.numbering.look(NUMBERED_AT_ONCE, work).await
     }
 
     pub(super) async fn tidy_own_tables(&self) -> Result<(), StoreError> {

@@ -3,12 +3,13 @@
 //! What is joined to a row is looked up for that row (`LATERAL` and `OFFSET 0`, which the planner does not take apart):
 //! left to itself it joins by a hash of the whole table as soon as its statistics are old, at every poll.
 
-use super::statements::Size;
+use super::statements::{DURABLE, Numbering, Size};
 use crate::config::{Field, TableName};
 use crate::store::columns::Column;
 use crate::store::layout::{Layout, Need, Types, Value};
 use crate::store::migrate::quoted;
-use crate::store::source::{Dialect, Source, Target, columns, unsent};
+use crate::store::pace::NUMBERED_AT_ONCE;
+use crate::store::source::{Dialect, Source, Target, columns, numberless, positions_table, unsent, waiting};
 
 /// PostgreSQL's types and expressions.
 pub(super) struct Postgres;
@@ -196,50 +197,36 @@ pub(super) fn source(table: &TableName, layout: &Layout) -> Source {
         reads,
         dead: format!("(SELECT {dead_list} {dead}) AS o"),
         unsent: unsent(layout, &Postgres, |_| "o.sent_at".to_owned()),
-        waiting: target.positions.as_ref().map(|_| waiting(table, layout)),
+        waiting: target.positions.as_ref().map(|_| waiting(table, layout, &Postgres)),
         header_columns: !layout.headers.is_empty(),
         target,
     }
 }
 
-/// The unsent rows as the table has them, with what is needed to tell how old they are.
-fn waiting(table: &TableName, layout: &Layout) -> String {
-    let time = |field| match layout.value(field) {
-        Value::Column(column) => format!("a.{}", column.quoted()),
-        _ => Postgres.null(Need::Time).to_owned(),
-    };
-    let unsent = match unsent(layout, &Postgres, |column| format!("a.{}", column.quoted())) {
-        unsent if unsent.is_empty() => "true".to_owned(),
-        unsent => unsent,
-    };
-    format!(
-        "(SELECT {} AS created_at, {} AS available_at, {} AS next_attempt_at FROM {table} AS a WHERE {unsent}) AS o",
-        time(Field::CreatedAt),
-        time(Field::AvailableAt),
-        Postgres.null(Need::Time)
-    )
-}
-
-/// Numbers rows that have no number yet, up to `$1`: in the order in which they were inserted, as far as that can be known.
-/// One relay at a time; the others find what it numbers.
-pub(super) fn number(table: &TableName, layout: &Layout, relaxed: &str) -> String {
+/// Numbers rows that have no number yet, up to `$1`: in the order in which they were inserted, as far as that can be known;
+/// and, in the second statement, as they come. One relay at a time: says whether it is this one, and how many there were.
+pub(super) fn number(table: &TableName, layout: &Layout) -> Numbering {
     let target = Target::new(table, layout, &Postgres);
     let (outbox, key) = (&target.outbox, &target.key);
-    let positions = target.positions.unwrap_or_default();
-    let created = match layout.value(Field::CreatedAt) {
-        Value::Column(column) => format!("a.{}, ", column.quoted()),
-        _ => String::new(),
+    let row_key = format!("a.{key}::text");
+    let order = "age(a.xmin) DESC, a.cmin::text::bigint, a.ctid";
+    let found = numberless(table, layout, &Postgres, (&row_key, order));
+    let (rows, positions) = (&found.rows, positions_table(table));
+    let statement = |limit: &str| {
+        format!(
+            "WITH mine AS MATERIALIZED (
+             SELECT pg_try_advisory_xact_lock(hashtextextended({outbox}, 122550254464888)) AND {DURABLE} AS mine),
+         numbered AS (
+             INSERT INTO {positions} (outbox, row_key)
+             SELECT {outbox}, {row_key} {rows} AND (SELECT mine FROM mine) {limit}
+             ON CONFLICT DO NOTHING RETURNING 1)
+         SELECT (SELECT mine FROM mine), (SELECT count(*) FROM numbered)"
+        )
+        .into()
     };
-    let unsent = match unsent(layout, &Postgres, |column| format!("a.{}", column.quoted())) {
-        unsent if unsent.is_empty() => unsent,
-        unsent => format!("{unsent} AND "),
-    };
-    format!(
-        "INSERT INTO {positions} (outbox, row_key)
-         SELECT {outbox}, a.{key}::text FROM {table} AS a
-         WHERE {unsent}NOT EXISTS (SELECT FROM {positions} AS p WHERE p.outbox = {outbox} AND p.row_key = a.{key}::text)
-           AND {relaxed} AND (SELECT pg_try_advisory_xact_lock(hashtextextended({outbox}, 122550254464888)))
-         ORDER BY {created}age(a.xmin) DESC, a.cmin::text::bigint, a.ctid LIMIT $1
-         ON CONFLICT DO NOTHING"
-    )
+    Numbering {
+        in_order: statement(&format!("{} LIMIT $1", found.order)),
+        // The planner knows this number, and does not prepare to read everything.
+        as_they_come: statement(&format!("LIMIT {NUMBERED_AT_ONCE}")),
+    }
 }

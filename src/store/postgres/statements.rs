@@ -20,6 +20,13 @@ pub(super) enum Size {
     OfText,
 }
 
+/// Number rows that have none.
+#[derive(Debug)]
+pub(super) struct Numbering {
+    pub(super) in_order: Arc<str>,
+    pub(super) as_they_come: Arc<str>,
+}
+
 /// Statement texts.
 #[derive(Debug)]
 pub(super) struct Statements {
@@ -37,8 +44,8 @@ pub(super) struct Statements {
     pub(super) purge: Option<Arc<str>>,
     /// Removes what the relay's own tables hold of rows that are gone; `None`: they are not used.
     pub(super) tidy: Option<Arc<str>>,
-    /// Numbers rows that have none; `None`: they have.
-    pub(super) number: Option<Arc<str>>,
+    /// `None`: rows have a number of their own.
+    pub(super) number: Option<Numbering>,
     pub(super) backlog: Arc<str>,
     pub(super) source: Source,
     /// For a person: which columns hold what; `None`: every one is under its own name.
@@ -72,10 +79,21 @@ const AGE: &str = "date_part('epoch', clock_timestamp()) - date_part('epoch', o.
 /// A mark or a purge that is lost in a crash of the server only shows the row once more, so it need not wait for the
 /// disk. A transaction-local setting inside the statement itself also holds behind a pooler; as a subquery it is
 /// evaluated once, before the first row.
-pub(super) const RELAXED: &str = "(SELECT set_config('synchronous_commit', 'off', true)) = 'off'";
+const RELAXED: &str = "(SELECT set_config('synchronous_commit', 'off', true)) = 'off'";
+
+/// Numbers must be on disk before anybody works by them, whatever the server's setting: after a crash a number that is
+/// forgotten would be given to another row, and the confirm of the first one would mark the second.
+pub(super) const DURABLE: &str = "(SELECT set_config('synchronous_commit', \
+coalesce(nullif(current_setting('synchronous_commit'), 'off'), 'on'), true)) <> 'off'";
 
 impl Statements {
-    pub(super) fn new(table: &TableName, on_sent: OnSent, size: Size, source: Source, number: Option<String>) -> Self {
+    pub(super) fn new(
+        table: &TableName,
+        on_sent: OnSent,
+        size: Size,
+        source: Source,
+        number: Option<Numbering>,
+    ) -> Self {
         let shares = |n: u32| format!("AND {SHARE} % ${n} = ANY(${})", n + 1);
         let (open, target) = (open(&source), &source.target);
         Self {
@@ -96,7 +114,7 @@ impl Statements {
             dead_keys: dead_keys(&source),
             purge: target.can_purge().then(|| purge(target)),
             tidy: (target.bookkeeping.is_none() || target.positions.is_some()).then(|| tidy(&source)),
-            number: number.map(Arc::from),
+            number,
             backlog: backlog(&source),
             source,
             columns: None,

@@ -1,8 +1,5 @@
 //! What a table that `migrate` did not make asks for besides: the relay's own tables.
 
-use std::sync::Arc;
-use std::time::Instant;
-
 use sqlx::Row as _;
 
 use super::statements::Statements;
@@ -31,7 +28,7 @@ impl Sqlite {
             warn_of_numbers(table, &layout.key);
         }
         let mut statements = Statements::new(table, on_sent, source::source(table, &layout, &dialect));
-        let number = || source::number(table, &layout, &dialect, existing.has_rowid).map(Arc::from);
+        let number = || source::number(table, &layout, &dialect, existing.has_rowid);
         statements.number = layout.numbered.then(number);
         statements.columns = Some(layout.describe());
         let read = self.query(&statements.head).bind(i64::MAX).bind(1);
@@ -40,21 +37,30 @@ impl Sqlite {
         Ok(statements)
     }
 
-    /// Numbers rows that have none yet; true: there were some. Looks first: writing takes the only lock there is.
+    /// Numbers rows that have none yet; true: there were some. Only to write their numbers takes the one lock there is.
     pub(super) async fn number_rows(&self, statements: &Statements) -> Result<bool, StoreError> {
-        let Some([look, number]) = statements.number.as_ref().filter(|_| self.numbering.is_due()) else {
+        let Some(number) = &statements.number else {
             return Ok(false);
         };
-        let begun = Instant::now();
-        let found: bool = decode_one(&self.rows(&self.read, self.query(look)).await?, |row| row.try_get(0))?;
-        let mut numbered = 0;
-        if found {
-            numbered = self
-                .execute(&self.write, self.query(number).bind(NUMBERED_AT_ONCE_HERE))
+        let work = async |hurried: bool| {
+            let look = if hurried {
+                &number.as_they_come
+            } else {
+                &number.in_order
+            };
+            let rows = self
+                .rows(&self.read, self.query(look).bind(NUMBERED_AT_ONCE_HERE))
                 .await?;
-        }
-        self.numbering.took(begun.elapsed(), numbered > 0);
-        Ok(numbered > 0)
+            let found: String = decode_one(&rows, |row| row.try_get(0))?;
+            if found == "[]" {
+                return Ok(Some(0));
+            }
+            let numbered = self
+                .execute(&self.write, self.query(&number.insert).bind(found))
+                .await?;
+            Ok(Some(numbered))
+        };
+        self.numbering.look(NUMBERED_AT_ONCE_HERE, work).await
     }
 
     pub(super) async fn tidy_own_tables(&self) -> Result<(), StoreError> {

@@ -1,9 +1,11 @@
 //! A table that `migrate` did not make, as SQLite is to read it.
 
-use crate::config::{Field, TableName};
+use super::statements::Numbering;
+use crate::config::TableName;
 use crate::store::columns::Column;
-use crate::store::layout::{Layout, Need, Types, Value};
-use crate::store::source::{Dialect, Source, Target, columns, unsent};
+use crate::store::layout::{Layout, Need, Types};
+use crate::store::migrate::literal;
+use crate::store::source::{Dialect, Source, Target, columns, numberless, positions_table, unsent, waiting};
 
 /// SQLite's types and expressions. Declared types hardly bind it: values are understood as they come.
 pub(super) struct Sqlite {
@@ -123,50 +125,22 @@ pub(super) fn source(table: &TableName, layout: &Layout, dialect: &Sqlite) -> So
     }
 }
 
-/// The unsent rows as the table has them, with what is needed to tell how old they are.
-fn waiting(table: &TableName, layout: &Layout, dialect: &Sqlite) -> String {
-    let time = |field| match layout.value(field) {
-        Value::Column(column) => format!("a.{}", column.quoted()),
-        _ => "NULL".to_owned(),
-    };
-    let unsent = match unsent(layout, dialect, |column| format!("a.{}", column.quoted())) {
-        unsent if unsent.is_empty() => "1".to_owned(),
-        unsent => unsent,
-    };
-    format!(
-        "(SELECT {} AS created_at, {} AS available_at, NULL AS next_attempt_at FROM {table} AS a WHERE {unsent}) AS o",
-        time(Field::CreatedAt),
-        time(Field::AvailableAt)
-    )
-}
-
-/// Finds rows that have no number yet (the first statement), and numbers up to `?1` of them (the second): by their time of
-/// creation if they have one, then in the order of their insertion, which the row id tells where there is one.
-pub(super) fn number(table: &TableName, layout: &Layout, dialect: &Sqlite, has_rowid: bool) -> [String; 2] {
-    let target = Target::new(table, layout, dialect);
-    let (outbox, key) = (&target.outbox, &target.key);
-    let positions = target.positions.unwrap_or_default();
-    let created = match layout.value(Field::CreatedAt) {
-        Value::Column(column) => format!("a.{}, ", column.quoted()),
-        _ => String::new(),
-    };
-    let unsent = match unsent(layout, dialect, |column| format!("a.{}", column.quoted())) {
-        unsent if unsent.is_empty() => unsent,
-        unsent => format!("{unsent} AND "),
-    };
-    let order = if has_rowid {
-        "a.rowid".to_owned()
-    } else {
-        format!("a.{key}")
-    };
-    let rows = format!(
-        "FROM {table} AS a
-         WHERE {unsent}NOT EXISTS (SELECT 1 FROM {positions} AS p WHERE p.outbox = {outbox} AND p.row_key = a.{key})"
-    );
-    [
-        format!("SELECT EXISTS (SELECT 1 {rows})"),
-        format!(
-            "INSERT OR IGNORE INTO {positions} (outbox, row_key) SELECT {outbox}, a.{key} {rows} ORDER BY {created}{order} LIMIT ?1"
-        ),
-    ]
+/// Rows are found without a lock, and numbered by what finds them again at once: their row ids, or the keys of a table
+/// that has none. By their time of creation if they have one, then in the order of their insertion, which the row id tells.
+pub(super) fn number(table: &TableName, layout: &Layout, dialect: &Sqlite, has_rowid: bool) -> Numbering {
+    let (outbox, positions) = (literal(table.name()), positions_table(table));
+    let key = layout.key.quoted();
+    let handle = if has_rowid { "rowid" } else { &key };
+    // The plus: a column's type must not keep the comparison from the index, whose column has none.
+    let found = numberless(table, layout, dialect, (&format!("+a.{key}"), &format!("a.{handle}")));
+    let (rows, order) = (&found.rows, &found.order);
+    Numbering {
+        in_order: format!("SELECT json_group_array(h) FROM (SELECT a.{handle} AS h {rows} {order} LIMIT ?1)").into(),
+        as_they_come: format!("SELECT json_group_array(h) FROM (SELECT a.{handle} AS h {rows} LIMIT ?1)").into(),
+        insert: format!(
+            "INSERT OR IGNORE INTO {positions} (outbox, row_key)
+             SELECT {outbox}, a.{key} FROM json_each(?1) AS w CROSS JOIN {table} AS a WHERE a.{handle} = w.value ORDER BY w.id"
+        )
+        .into(),
+    }
 }

@@ -8,6 +8,16 @@ use crate::store::migrate::quoted;
 use crate::store::source::{Source, Target};
 use crate::store::{BACKLOG_CAP, INLINE_PAYLOAD_BYTES, SCAN_HORIZON};
 
+/// Number rows that have none.
+#[derive(Debug)]
+pub(super) struct Numbering {
+    /// Up to `?1` of them, as a JSON array.
+    pub(super) in_order: Arc<str>,
+    pub(super) as_they_come: Arc<str>,
+    /// Takes that array.
+    pub(super) insert: Arc<str>,
+}
+
 /// Statement texts. Lists of ids are one JSON array, so that a text does not change with their number.
 #[derive(Debug)]
 pub(super) struct Statements {
@@ -24,8 +34,8 @@ pub(super) struct Statements {
     pub(super) tidy_look: Option<Arc<str>>,
     /// Removes entries of the relay's own tables.
     pub(super) free: Vec<Arc<str>>,
-    /// Tells whether rows have no number, and gives them one; `None`: they have.
-    pub(super) number: Option<[Arc<str>; 2]>,
+    /// `None`: rows have a number of their own.
+    pub(super) number: Option<Numbering>,
     pub(super) dead_keys: Arc<str>,
     /// `None`: nothing tells when a row was sent.
     pub(super) purge_window: Option<Arc<str>>,

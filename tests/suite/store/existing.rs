@@ -92,7 +92,7 @@ impl<H> Bare<H> {
 }
 
 /// No number to order by, and no columns for refusals: rows are in the order of their insertion.
-pub(crate) struct Numbered<H>(H);
+pub(crate) struct Numbered<H>(pub(crate) H);
 
 impl<H> Numbered<H> {
     fn options(options: StoreOptions) -> StoreOptions {
@@ -130,6 +130,14 @@ macro_rules! wrapped {
 
             fn random(&self) -> &'static str {
                 self.0.random()
+            }
+
+            fn refuse_inserts(&self, table: &str) -> Vec<String> {
+                self.0.refuse_inserts(table)
+            }
+
+            fn allow_inserts(&self) -> &'static str {
+                self.0.allow_inserts()
             }
 
             fn time(&self) -> &'static str {
@@ -186,6 +194,8 @@ async fn rename(db: &impl Harness) {
     let columns = columns.join(", ");
     db.execute(&format!("CREATE VIEW outbox AS SELECT {columns} FROM \"{RENAMED}\""))
         .await;
+    let columns: Vec<_> = NAMES.iter().map(|(name, other)| (*other, *name)).collect();
+    db.make_writable(RENAMED, &columns).await;
 }
 
 async fn strip(db: &impl Harness) {
@@ -312,9 +322,11 @@ macro_rules! numbered {
 }
 
 numbered!(numbered_on_postgres: crate::store::postgres::Postgres);
+numbered!(numbered_on_mariadb: crate::store::mariadb::MariaDb);
 numbered!(numbered_on_sqlite: crate::store::sqlite::Sqlite);
 renamed!(renamed_on_postgres: crate::store::postgres::Postgres);
 renamed!(renamed_on_mariadb: crate::store::mariadb::MariaDb);
+renamed!(renamed_on_sqlite: crate::store::sqlite::Sqlite);
 bare!(bare_on_postgres: crate::store::postgres::Postgres);
 bare!(bare_on_mariadb: crate::store::mariadb::MariaDb);
 bare!(bare_on_sqlite: crate::store::sqlite::Sqlite);

@@ -32,6 +32,21 @@ pub(crate) trait Harness: Send + Sync + Sized {
         "timestamptz"
     }
 
+    /// Statements by which inserts into a table fail, until [`Harness::allow_inserts`].
+    fn refuse_inserts(&self, table: &str) -> Vec<String> {
+        vec![
+            "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'refused'; END $$".to_owned(),
+            format!("CREATE TRIGGER refused BEFORE INSERT ON {table} FOR EACH ROW EXECUTE FUNCTION refuse()"),
+        ]
+    }
+
+    fn allow_inserts(&self) -> &'static str {
+        "DROP TRIGGER refused"
+    }
+
+    /// Where a view cannot be written to by itself: makes that of the table with these columns (there, and in the view) such.
+    async fn make_writable(&self, _table: &str, _columns: &[(&str, &str)]) {}
+
     /// The version of the UUIDs that rows get by default.
     fn uuid_version(&self) -> usize {
         4

@@ -42,11 +42,26 @@ impl Harness for MariaDb {
     }
 
     fn in_seconds(&self, seconds: i64) -> String {
-        format!("now() + INTERVAL {seconds} SECOND")
+        format!("now(6) + INTERVAL {seconds} SECOND")
     }
 
     fn at(&self, unix: i64) -> String {
         format!("from_unixtime({unix})")
+    }
+
+    /// It grows, as rows that are inserted at once are in the order of their keys.
+    fn random(&self) -> &'static str {
+        "lpad(uuid_short(), 40, '0')"
+    }
+
+    fn time(&self) -> &'static str {
+        "timestamp(6) NULL"
+    }
+
+    fn refuse_inserts(&self, table: &str) -> Vec<String> {
+        vec![format!(
+            "CREATE TRIGGER refused BEFORE INSERT ON {table} FOR EACH ROW SIGNAL SQLSTATE '45000'"
+        )]
     }
 
     fn uuid_version(&self) -> usize {

@@ -53,6 +53,36 @@ impl Harness for Sqlite {
         format!("strftime('%Y-%m-%dT%H:%M:%fZ', {unix}, 'unixepoch')")
     }
 
+    fn refuse_inserts(&self, table: &str) -> Vec<String> {
+        vec![format!(
+            "CREATE TRIGGER refused BEFORE INSERT ON {table} BEGIN SELECT raise(ABORT, 'refused'); END"
+        )]
+    }
+
+    async fn make_writable(&self, table: &str, columns: &[(&str, &str)]) {
+        let mut values = Vec::new();
+        for (there, here) in columns {
+            let sql = format!("SELECT dflt_value FROM pragma_table_info('{table}') WHERE name = '{there}'");
+            let default = self.another().await.fetch_one(AssertSqlSafe(sql)).await.expect("a row");
+            values.push(match default.get::<Option<String>, _>(0) {
+                Some(default) => format!("coalesce(NEW.{here}, {default})"),
+                None => format!("NEW.{here}"),
+            });
+        }
+        let names: Vec<_> = columns.iter().map(|(there, _)| format!("\"{there}\"")).collect();
+        let set: Vec<_> = columns
+            .iter()
+            .map(|(there, here)| format!("\"{there}\" = NEW.{here}"))
+            .collect();
+        let (names, values, set, key) = (names.join(", "), values.join(", "), set.join(", "), columns[0].0);
+        self.execute(&format!(
+            "CREATE TRIGGER i INSTEAD OF INSERT ON outbox BEGIN INSERT INTO \"{table}\" ({names}) VALUES ({values}); END;
+             CREATE TRIGGER u INSTEAD OF UPDATE ON outbox BEGIN UPDATE \"{table}\" SET {set} WHERE \"{key}\" = OLD.id; END;
+             CREATE TRIGGER d INSTEAD OF DELETE ON outbox BEGIN DELETE FROM \"{table}\" WHERE \"{key}\" = OLD.id; END"
+        ))
+        .await;
+    }
+
     fn random(&self) -> &'static str {
         "hex(randomblob(16))"
     }
@@ -67,7 +97,7 @@ impl Sqlite {
         self.folder.path().join("app.db")
     }
 
-    async fn another(&self) -> SqliteConnection {
+    pub(crate) async fn another(&self) -> SqliteConnection {
         SqliteConnectOptions::new()
             .filename(self.file())
             .create_if_missing(true)

@@ -90,7 +90,7 @@ impl World {
         if self.bug == Bug::IdWatermark {
             let seen = self.seen;
             match &mut answer {
-                Some(Answer::Head(rows)) => self.seen = rows.last().map_or(seen, |row| row.id.max(seen)),
+                Some(Answer::Head { rows, .. }) => self.seen = rows.last().map_or(seen, |row| row.id.max(seen)),
                 // What was there at the start is known; only rows that came late are missed.
                 Some(Answer::Probe(probe)) => probe.unsent.clear(),
                 Some(Answer::Scan(stubs)) => stubs.clear(),

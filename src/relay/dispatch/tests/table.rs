@@ -155,7 +155,10 @@ impl Table {
         match read {
             Read::Head { after, limit, .. } => {
                 let found = self.unsent().filter(|row| row.id > *after).take(*limit as usize);
-                Answer::Head(found.map(|row| self.row(row, now)).collect())
+                Answer::Head {
+                    rows: found.map(|row| self.row(row, now)).collect(),
+                    whole: true,
+                }
             }
             Read::Scan { after, to, .. } => {
                 let found = self.unsent().filter(|row| row.id > *after && row.id <= *to);

@@ -1,0 +1,248 @@
+//! Tables whose rows the relay numbers itself.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use outbox_relay::config::OnSent;
+use outbox_relay::message::{OutboxRow, RowId};
+use outbox_relay::store::{NextStep, Shares, Store};
+use sqlx::{AssertSqlSafe, Executor as _};
+
+use crate::store::existing::Numbered;
+use crate::store::harness::{Harness, body, confirmed, failure, nobody, options};
+use crate::store::{mariadb::MariaDb, postgres::Postgres, sqlite::Sqlite};
+use crate::support::until;
+
+const ALL: &Shares = &Shares::All;
+const WAIT: Duration = Duration::from_secs(20);
+
+/// A test for each database.
+macro_rules! everywhere {
+    ($($name:ident)*) => {
+        $(mod $name {
+            #[tokio::test]
+            async fn on_postgres() {
+                super::$name::<crate::store::postgres::Postgres>().await;
+            }
+
+            #[tokio::test]
+            async fn on_mariadb() {
+                super::$name::<crate::store::mariadb::MariaDb>().await;
+            }
+
+            #[tokio::test]
+            async fn on_sqlite() {
+                super::$name::<crate::store::sqlite::Sqlite>().await;
+            }
+        })*
+    };
+}
+
+everywhere! {
+    one_head_numbers_and_reads
+    what_fails_behind_rows_does_not_lose_them
+    writers_marks_failures_and_tidying_at_once_lose_and_keep_nothing
+}
+
+/// Rows with these bodies, which no read has come to yet.
+async fn insert(db: &impl Harness, bodies: &[i64]) {
+    let rows: Vec<_> = bodies.iter().map(|n| format!("('r', 'k', '{n}')")).collect();
+    let rows = rows.join(",");
+    db.execute(&format!(
+        "INSERT INTO outbox (routing_key, ordering_key, payload) VALUES {rows}"
+    ))
+    .await;
+}
+
+async fn after(store: &Arc<dyn Store>, id: i64) -> Vec<OutboxRow> {
+    store.head(RowId(id), 1_000, ALL).await.expect("a head")
+}
+
+fn bodies(rows: &[OutboxRow]) -> Vec<i64> {
+    let number = |row| std::str::from_utf8(body(row)).expect("text").parse();
+    rows.iter().map(|row| number(row).expect("a number")).collect()
+}
+
+async fn one_head_numbers_and_reads<H: Harness>() {
+    let db = Numbered::<H>::fresh().await;
+    let store = db.migrated().await;
+    insert(&db, &[1, 2, 3]).await;
+    let rows = after(&store, 0).await;
+    assert_eq!(bodies(&rows), [1, 2, 3]);
+    assert!(!store.owes_a_look());
+    insert(&db, &[4]).await;
+    let last = rows[2].id.0;
+    until("it is found behind them", WAIT, async || {
+        bodies(&after(&store, last).await) == [4]
+    })
+    .await;
+    store.mark_sent(&confirmed([last])).await.expect("marked");
+    assert_eq!(bodies(&after(&store, 0).await), [1, 2, 4]);
+}
+
+async fn what_fails_behind_rows_does_not_lose_them<H: Harness>() {
+    let db = Numbered::<H>::fresh().await;
+    let store = db.migrated().await;
+    insert(&db, &[1, 2]).await;
+    let last = after(&store, 0).await[1].id.0;
+    for sql in db.refuse_inserts("outbox_relay_positions") {
+        db.execute(&sql).await;
+    }
+    insert(&db, &[3]).await;
+    until("a look fails", WAIT, async || {
+        assert_eq!(bodies(&after(&store, 0).await), [1, 2]);
+        store.owes_a_look()
+    })
+    .await;
+    until("it is told", WAIT, async || {
+        store.head(RowId(last), 10, ALL).await.is_err()
+    })
+    .await;
+    db.execute(db.allow_inserts()).await;
+    until("it succeeds", WAIT, async || {
+        bodies(&after(&store, last).await) == [3] && !store.owes_a_look()
+    })
+    .await;
+}
+
+/// Two relays on one table, and two writers: every row is seen, in the order of its writer, and nothing is left over.
+async fn writers_marks_failures_and_tidying_at_once_lose_and_keep_nothing<H: Harness>() {
+    const EACH: i64 = 60;
+    let db = Numbered::<H>::fresh().await;
+    let first = db.migrated().await;
+    let second = db.store_with(options("outbox", OnSent::Mark));
+    let done = AtomicBool::new(false);
+    let write = async |from: i64| {
+        for n in from..from + EACH {
+            insert(&db, &[n]).await;
+        }
+    };
+    let writers = async {
+        tokio::join!(write(0), write(1_000));
+        done.store(true, Ordering::SeqCst);
+    };
+    let relay = async |store: &Arc<dyn Store>, marks: bool| {
+        let (mut cursor, mut seen) = (0, Vec::new());
+        loop {
+            let last_look = done.load(Ordering::SeqCst);
+            let rows = after(store, cursor).await;
+            cursor = rows.last().map_or(cursor, |row| row.id.0);
+            seen.extend(bodies(&rows));
+            let ids: Vec<_> = rows.iter().map(|row| row.id.0).collect();
+            if marks {
+                store.mark_sent(&confirmed(ids)).await.expect("marked");
+            } else {
+                let failures: Vec<_> = ids
+                    .iter()
+                    .map(|id| failure(*id, 1, NextStep::RetryIn(Duration::ZERO)))
+                    .collect();
+                store.record_failures(&failures, &nobody()).await.expect("written");
+                store.tidy().await.expect("tidied");
+            }
+            if last_look && rows.is_empty() && !store.owes_a_look() {
+                return seen;
+            }
+        }
+    };
+    let ((), seen, _) = tokio::join!(writers, relay(&first, true), relay(&second, false));
+    for writer in [0, 1_000] {
+        let rows: Vec<_> = seen
+            .iter()
+            .filter(|n| (writer..writer + EACH).contains(n))
+            .copied()
+            .collect();
+        assert_eq!(rows, (writer..writer + EACH).collect::<Vec<_>>());
+    }
+    assert_eq!(
+        seen.iter().collect::<BTreeSet<_>>().len(),
+        seen.len(),
+        "none is numbered twice"
+    );
+    until("nothing is left of them", WAIT, async || {
+        first.tidy().await.expect("tidied");
+        db.number("SELECT count(*) FROM outbox_relay_failures").await
+            + db.number("SELECT count(*) FROM outbox_relay_positions WHERE outbox = 'outbox'")
+                .await
+            == 0
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn numbers_wait_for_the_disk_whatever_the_server_does() {
+    let db = Numbered::<Postgres>::fresh().await;
+    let store = db.migrated().await;
+    let name = db.0.url.rsplit('/').next().expect("a name").to_owned();
+    db.execute(&format!(
+        "ALTER DATABASE \"{name}\" SET synchronous_commit = off;
+         CREATE TABLE noted (setting text);
+         CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS
+             $$ BEGIN INSERT INTO noted VALUES (current_setting('synchronous_commit')); RETURN NULL; END $$;
+         CREATE TRIGGER note AFTER INSERT ON outbox_relay_positions FOR EACH ROW EXECUTE FUNCTION note()"
+    ))
+    .await;
+    insert(&db, &[1]).await;
+    assert_eq!(bodies(&after(&store, 0).await), [1]);
+    assert_eq!(db.number("SELECT count(*) FROM noted WHERE setting = 'on'").await, 1);
+}
+
+/// Another one has `lock` until it ends its transaction: meanwhile nothing is numbered, and nobody waits.
+async fn is_left_to_another<H: Harness>(db: &Numbered<H>, release: impl AsyncFnOnce()) {
+    let store = db.store();
+    insert(db, &[1]).await;
+    assert!(after(&store, 0).await.is_empty() && store.owes_a_look());
+    release().await;
+    until("it is this one's turn", WAIT, async || {
+        bodies(&after(&store, 0).await) == [1]
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn one_relay_numbers_at_a_time_on_postgres() {
+    let db = Numbered::<Postgres>::fresh().await;
+    db.migrated().await.inspect().await.expect("a table");
+    let mut other = db.0.another().await;
+    other
+        .execute("BEGIN; SELECT pg_advisory_xact_lock(hashtextextended('outbox', 122550254464888))")
+        .await
+        .expect("locked");
+    is_left_to_another(&db, async || drop(other.execute("COMMIT").await.expect("released"))).await;
+}
+
+#[tokio::test]
+async fn one_relay_numbers_at_a_time_on_mariadb() {
+    let db = Numbered::<MariaDb>::fresh().await;
+    after(&db.migrated().await, 0).await;
+    let mut other = db.0.another().await;
+    other.execute(sqlx::raw_sql("START TRANSACTION")).await.expect("begun");
+    let lock = "SELECT position FROM outbox_relay_positions WHERE outbox = '' AND row_key = 'outbox' FOR UPDATE";
+    let locked = other
+        .fetch_all(sqlx::raw_sql(AssertSqlSafe(lock)))
+        .await
+        .expect("locked");
+    assert_eq!(locked.len(), 1);
+    let release = async || drop(other.execute(sqlx::raw_sql("COMMIT")).await.expect("released"));
+    is_left_to_another(&db, release).await;
+}
+
+/// The application's transaction has the only write lock: a look that finds nothing does not need it.
+#[tokio::test]
+async fn a_look_takes_no_lock_on_sqlite() {
+    let db = Numbered::<Sqlite>::fresh().await;
+    let store = db.migrated().await;
+    insert(&db, &[1]).await;
+    let last = after(&store, 0).await[0].id.0;
+    let mut writer = db.0.another().await;
+    writer
+        .execute("BEGIN IMMEDIATE; UPDATE outbox SET routing_key = routing_key")
+        .await
+        .expect("locked");
+    until("it has looked", WAIT, async || {
+        after(&store, last).await.is_empty() && !store.owes_a_look()
+    })
+    .await;
+    writer.execute("ROLLBACK").await.expect("ended");
+}
