@@ -93,8 +93,8 @@ pub struct OutboxRow {
     pub properties: String,
     /// The body, or why it was left in the table.
     pub payload: Payload,
-    /// Seconds since 1970 (UTC) when the row was created; 0: not known.
-    pub created_at: i64,
+    /// Seconds since 1970 (UTC), not before that, when the row was created; `None`: not known.
+    pub created_at: Option<i64>,
     /// How old the row was when it was read; zero for a row "from the future".
     pub age: Duration,
     /// How long it must wait yet (`available_at`, `next_attempt_at`); zero: due now.
@@ -140,8 +140,8 @@ pub struct Message {
     pub kind: Option<String>,
     /// AMQP `content_type`.
     pub content_type: String,
-    /// AMQP `timestamp`, seconds since 1970 (UTC); 0: not known, and left out.
-    pub timestamp: i64,
+    /// AMQP `timestamp`, seconds since 1970 (UTC); `None`: not known, and left out.
+    pub timestamp: Option<i64>,
     /// AMQP headers.
     pub headers: Map<String, Value>,
     /// The properties that have no column of their own.

@@ -12,7 +12,7 @@ fn row() -> OutboxRow {
         headers: "{}".to_owned(),
         properties: "{}".to_owned(),
         payload: Payload::Loaded(b"{\"id\": 1}".to_vec()),
-        created_at: 0,
+        created_at: None,
         age: Duration::ZERO,
         due_in: Duration::ZERO,
         attempts: 0,

@@ -15,8 +15,14 @@ pub(super) struct Column {
     pub(super) kind: String,
     /// May hold nulls.
     pub(super) nullable: bool,
-    /// No two rows have the same value: by an index, or because the database counts it.
+    /// No two rows have the same value: by an index, or because only the database gives it.
     pub(super) unique: bool,
+    /// The database counts it where the application gives none.
+    pub(super) counted: bool,
+    /// Has a default.
+    pub(super) preset: bool,
+    /// Of text or bytes: how long a value can be, in characters or bytes; `None`: as long as can be.
+    pub(super) length: Option<u32>,
     /// Of text, where comparing by another one would not use the column's index.
     pub(super) collation: Option<String>,
 }
@@ -47,6 +53,11 @@ pub(super) fn explain(error: StoreError, table: &TableName) -> StoreError {
     }
 }
 
+/// How many characters of an error fit into the column for it; `None`: all.
+pub(super) fn error_chars<'a>(mut columns: impl Iterator<Item = &'a Column>) -> Option<u32> {
+    columns.find(|column| column.name == "last_error")?.length
+}
+
 /// For columns that are not there: what makes them, and what does without them.
 pub(super) fn absent(columns: &[(&str, &str)], table: &TableName, in_sql: &str) -> StoreError {
     let names: Vec<&str> = columns.iter().map(|(name, _)| *name).collect();
@@ -60,18 +71,20 @@ pub(super) fn absent(columns: &[(&str, &str)], table: &TableName, in_sql: &str) 
     ))
 }
 
-/// Every column that is `wanted` must be there, with one of the types allowed. `in_sql` is the table for a person's statements.
+/// Every column that is `wanted` must be there, with one of the types allowed. `in_sql` is the table for a person's statements,
+/// and `counter` the type of a number that the database counts, for rows that are there as well.
 pub(super) fn check<'a>(
     columns: impl Iterator<Item = &'a Column> + Clone,
     wanted: &[(&str, &[&str])],
     table: &TableName,
-    in_sql: &str,
+    (in_sql, counter): (&str, &'static str),
 ) -> Result<(), StoreError> {
     let find = |name: &str| columns.clone().find(|column| column.name == name);
     let lacking: Vec<(&str, &str)> = wanted
         .iter()
         .filter(|(name, _)| find(name).is_none())
         .map(|(name, allowed)| match allowed.first().copied().unwrap_or_default() {
+            _ if *name == "id" => (*name, counter),
             // As the migrations have them.
             "varchar" => (*name, "varchar(512)"),
             "char" => (*name, "char(36)"),
@@ -90,10 +103,18 @@ pub(super) fn check<'a>(
         .map(|(column, allowed)| format!("{} is {}, allowed: {}", column.name, column.kind, allowed.join(", ")))
         .collect();
     if wrong.is_empty() {
-        return Ok(());
+        let sent = find("sent_at").filter(|sent| !sent.nullable);
+        return sent.map_or(Ok(()), |sent| Err(StoreError::Failed(never_null(&sent.name, table))));
     }
     Err(StoreError::Failed(format!(
         "columns of {table} have types the relay cannot use: {}",
         wrong.join("; ")
     )))
+}
+
+/// For a time of sending that cannot be null.
+pub(super) fn never_null(name: &str, table: &TableName) -> String {
+    format!(
+        "{name} of {table} is NOT NULL, so that no row would ever be unsent: let it be null, or name another column"
+    )
 }

@@ -1,5 +1,7 @@
 //! A table that `migrate` did not make: which of its columns hold what, by what the variables say and the table has.
 
+use tracing::warn;
+
 use crate::config::{ColumnName, Field, HEADER_COLUMNS, Mapping, OnSent, Origin, Piece, TableName};
 
 use super::StoreError;
@@ -18,6 +20,8 @@ pub(super) enum Need {
     Time,
     /// A whole number.
     Count,
+    /// A text for a person, to be written.
+    Error,
     /// A time, or a flag.
     Sent,
 }
@@ -29,6 +33,7 @@ impl Need {
             Field::Payload => Self::Body,
             Field::CreatedAt | Field::AvailableAt | Field::NextAttemptAt | Field::DeadAt => Self::Time,
             Field::Attempts => Self::Count,
+            Field::LastError => Self::Error,
             Field::SentAt => Self::Sent,
             _ => Self::Text,
         }
@@ -45,6 +50,13 @@ pub(super) trait Types {
     fn is_flag(&self, column: &Column) -> bool;
     /// The type of a time, in statements for a person.
     fn time(&self) -> &'static str;
+    /// The type of a number that the database counts, for rows that are there as well; `None`: no such column can be added.
+    fn counter(&self) -> Option<&'static str>;
+    /// How many bytes of a key the table of row numbers takes; `None`: any number.
+    fn longest_key(&self, _key: &Column) -> Option<u32> {
+        None
+    }
+
     /// Whether `Name` and `name` are the same column.
     fn ignores_case(&self) -> bool {
         true
@@ -260,9 +272,24 @@ impl Search<'_> {
                 "{} ({variable}) may be null, and such a row would never be sent: ALTER TABLE {table} with {name} NOT NULL",
                 key.name
             ));
+        } else if !key.unique && key.counted {
+            warn!(
+                column = key.name,
+                "nothing keeps two rows from having the same value of it, of which one would be taken for both: as long as the \
+                 application leaves the counting to the database it is good; a unique index would make sure"
+            );
         } else if !key.unique {
             self.wrong.push(format!(
                 "{} ({variable}) may be the same in several rows, of which one would be taken for all: CREATE UNIQUE INDEX ON {table} ({name})",
+                key.name
+            ));
+        }
+        if !self.types.is_integer(&key)
+            && let Some(most) = self.types.longest_key(&key)
+        {
+            self.wrong.push(format!(
+                "{} ({variable}) can be longer than the {most} that the table of row numbers takes: ALTER TABLE {table} with a shorter \
+                 {name}, or name a column of whole numbers",
                 key.name
             ));
         }
@@ -296,7 +323,19 @@ impl Search<'_> {
 
     fn must_be_there(&mut self, field: Field) {
         let advice = match field {
-            Field::Id | Field::Payload => format!("name it in {}", field.variable()),
+            Field::Id => match self.types.counter() {
+                Some(counter) => format!(
+                    "name it in {}, or ALTER TABLE {} ADD COLUMN id {counter}",
+                    field.variable(),
+                    self.table
+                ),
+                None => format!(
+                    "name it in {}; SQLite adds no such column to a table, which would have to be made anew with id INTEGER \
+                     PRIMARY KEY AUTOINCREMENT",
+                    field.variable()
+                ),
+            },
+            Field::Payload => format!("name it in {}", field.variable()),
             Field::RoutingKey => {
                 "name it in RELAY_COLUMN_ROUTING_KEY, or make it of others with RELAY_ROUTING_KEY".to_owned()
             }
@@ -320,6 +359,13 @@ impl Search<'_> {
             }
             return None;
         };
+        if !sent.nullable && !self.types.is_flag(&sent) {
+            let (name, variable) = (&sent.name, Field::SentAt.variable());
+            self.wrong.push(format!(
+                "{name} ({variable}) is NOT NULL, so that no row would ever be unsent: let it be null, or name another column, or `-` \
+                 for none"
+            ));
+        }
         Some(sent)
     }
 

@@ -14,6 +14,9 @@ const FAILURES: &str = "outbox_relay_failures";
 /// Numbers of rows whose table has none.
 const POSITIONS: &str = "outbox_relay_positions";
 
+/// The message id, where it needs nothing done to it.
+pub(super) const MESSAGE_ID: &str = "o.message_id";
+
 /// What differs between databases in an expression.
 pub(super) trait Dialect {
     /// Column `sql` as text.
@@ -30,6 +33,10 @@ pub(super) trait Dialect {
     fn never_null(&self, column: &Column, sql: &str) -> String;
     /// That the flag `sql` is not set.
     fn is_unset(&self, column: &Column, sql: &str) -> String;
+    /// That there is no time in `sql`.
+    fn is_never(&self, _column: &Column, sql: &str) -> String {
+        format!("{sql} IS NULL")
+    }
     /// From what the table of row numbers has of a key to the key.
     fn stored_key(&self, key: &Column, sql: &str) -> String;
     /// A text in SQL.
@@ -61,10 +68,20 @@ pub(super) struct Source {
     pub(super) unsent: String,
     /// The unsent rows themselves, where many of them are not in `reads` yet: with the times they have in their table.
     pub(super) waiting: Option<String>,
+    /// The message id of `o`.
+    pub(super) message_id: String,
     /// There is a column `header_columns`.
     pub(super) header_columns: bool,
     /// How it is written to.
     pub(super) target: Target,
+}
+
+/// Names of columns without quotes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Names {
+    pub(super) key: String,
+    pub(super) sent: Option<String>,
+    pub(super) dead: Option<String>,
 }
 
 /// The table that is written to, with the names of its columns.
@@ -81,8 +98,14 @@ pub(super) struct Target {
     pub(super) sent_is_number: bool,
     /// That a row, named `o`, is not marked; empty: rows are not marked.
     pub(super) unsent: String,
+    /// The same as it stands in the condition of an index.
+    pub(super) unsent_here: String,
     /// Attempts, next attempt, last error, dead; `None`: see `failures`.
     pub(super) bookkeeping: Option<[String; 4]>,
+    /// How many characters of an error fit into its column; `None`: all.
+    pub(super) error_chars: Option<u32>,
+    /// The columns' names as the catalogue has them.
+    pub(super) names: Names,
     /// The outbox as the relay's own tables name it.
     pub(super) outbox: String,
     /// The relay's own table of refusals.
@@ -110,6 +133,7 @@ impl Source {
             dead: every,
             unsent: "o.sent_at IS NULL".to_owned(),
             waiting: None,
+            message_id: MESSAGE_ID.to_owned(),
             header_columns: false,
             target: Target {
                 table: table.to_string(),
@@ -118,6 +142,13 @@ impl Source {
                 sent_is_flag: false,
                 sent_is_number: false,
                 unsent: "o.sent_at IS NULL".to_owned(),
+                unsent_here: "sent_at IS NULL".to_owned(),
+                error_chars: None,
+                names: Names {
+                    key: "id".to_owned(),
+                    sent: Some("sent_at".to_owned()),
+                    dead: Some("dead_at".to_owned()),
+                },
                 bookkeeping: Some(["attempts", "next_attempt_at", "last_error", "dead_at"].map(str::to_owned)),
                 outbox: literal(table.name()),
                 failures: failures_table(table),
@@ -158,6 +189,19 @@ impl Target {
         }
     }
 
+    /// Whether what is marked has one value in all rows that are not.
+    pub(super) fn unsent_is_one_value(&self) -> bool {
+        !self.unsent.contains(" OR ")
+    }
+
+    /// `SQL` for an error's text as long as its column.
+    pub(super) fn cut(&self, error: &str) -> String {
+        match self.error_chars {
+            Some(chars) => format!("left({error}, {chars})"),
+            None => error.to_owned(),
+        }
+    }
+
     /// That the row with this id is in its table, unsent; what was refused does not matter.
     pub(super) fn has(&self, id: &str) -> String {
         let Self {
@@ -186,6 +230,13 @@ impl Target {
             sent_is_flag: layout.sent_is_flag,
             sent_is_number: layout.sent.as_ref().is_some_and(|sent| sent.kind.contains("INT")),
             unsent: unsent(layout, dialect, |column| format!("o.{}", column.quoted())),
+            unsent_here: unsent(layout, dialect, Column::quoted),
+            error_chars: layout.bookkeeping.as_ref().and_then(|[_, _, error, _]| error.length),
+            names: Names {
+                key: layout.key.name.clone(),
+                sent: layout.sent.as_ref().map(|sent| sent.name.clone()),
+                dead: layout.bookkeeping.as_ref().map(|[.., dead]| dead.name.clone()),
+            },
             bookkeeping: layout
                 .bookkeeping
                 .as_ref()
@@ -203,7 +254,7 @@ pub(super) fn unsent(layout: &Layout, dialect: &dyn Dialect, sql: impl Fn(&Colum
     match &layout.sent {
         None => String::new(),
         Some(column) if layout.sent_is_flag => dialect.is_unset(column, &sql(column)),
-        Some(column) => format!("{} IS NULL", sql(column)),
+        Some(column) => dialect.is_never(column, &sql(column)),
     }
 }
 

@@ -32,6 +32,8 @@ mod existing;
 mod inspect;
 mod migrate;
 mod operator;
+#[cfg(test)]
+mod plans;
 mod rows;
 mod source;
 mod statements;

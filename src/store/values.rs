@@ -86,12 +86,13 @@ pub(super) fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
-/// The headers of a row: its own, and beneath them those that are columns, without nulls. What is no JSON object stays as
-/// it is: the row will be refused for it.
+/// The headers of a row: its own, and beneath them those that are columns, without nulls. What is no JSON object (as SQLite
+/// makes of an infinite number) stays as it is: the row will be refused for it.
 pub(super) fn with_headers(own: Option<String>, columns: Option<String>) -> String {
     let own = own.unwrap_or_else(|| "{}".to_owned());
-    let Some(Ok(Value::Object(mut all))) = columns.map(|text| serde_json::from_str(&text)) else {
-        return own;
+    let Some(columns) = columns else { return own };
+    let Ok(Value::Object(mut all)) = serde_json::from_str(&columns) else {
+        return columns;
     };
     let Ok(Value::Object(over)) = serde_json::from_str(&own) else {
         return own;
@@ -181,6 +182,17 @@ pub(super) fn unreadable(error: &sqlx::Error) -> StoreError {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn headers_that_cannot_be_read_do_not_vanish() {
+        let headers = |own: &str, columns: &str| with_headers(Some(own.to_owned()), Some(columns.to_owned()));
+        assert_eq!(
+            headers("{\"a\":1}", "{\"a\":2,\"b\":null,\"c\":3}"),
+            "{\"a\":1,\"c\":3}"
+        );
+        assert_eq!(headers("{}", "{\"a\":9e999}"), "{\"a\":9e999}");
+        assert_eq!(headers("[]", "{}"), "[]");
+    }
 
     #[test]
     fn spans_and_dates_survive_any_number() {

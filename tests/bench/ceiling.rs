@@ -117,7 +117,7 @@ fn message(n: usize) -> Arc<Message> {
         headers: "{}".to_owned(),
         properties: "{}".to_owned(),
         payload: Payload::Loaded(body(n)),
-        created_at: 1_700_000_000,
+        created_at: Some(1_700_000_000),
         age: Duration::ZERO,
         due_in: Duration::ZERO,
         attempts: 0,

@@ -35,7 +35,7 @@ fn message(row: i64, exchange: &str, routing_key: &str) -> Arc<Message> {
         routing_key: routing_key.to_owned(),
         kind: None,
         content_type: "text/plain".to_owned(),
-        timestamp: 1,
+        timestamp: Some(1),
         headers: serde_json::Map::new(),
         properties: Properties::default(),
         body: row.to_string().into_bytes(),

@@ -3,6 +3,7 @@
 mod existing;
 mod harness;
 mod leasing;
+mod mapped;
 mod mariadb;
 mod mariadb_faults;
 mod numbering;

@@ -19,7 +19,7 @@ pub(super) fn properties(message: &Message) -> BasicProperties {
         .with_message_id(short(message.message_id.as_str()))
         .with_content_type(short(&message.content_type))
         .with_delivery_mode(PERSISTENT);
-    if let Some(timestamp) = u64::try_from(message.timestamp).ok().filter(|seconds| *seconds > 0) {
+    if let Some(timestamp) = message.timestamp.and_then(|seconds| u64::try_from(seconds).ok()) {
         properties = properties.with_timestamp(timestamp);
     }
     if let Some(kind) = &message.kind {

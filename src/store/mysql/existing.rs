@@ -8,10 +8,11 @@ use sqlx::{Connection as _, Executor as _, Row as _};
 use super::error::is_locked;
 use super::statements::{self, Statements};
 use super::{MySql, Statement, inspect, list, lock, rows, source};
-use crate::store::columns::{Column, explain};
+use crate::store::columns::{error_chars, explain};
 use crate::store::layout::Layout;
 use crate::store::pace::{NUMBERED_AT_ONCE, TidyWalk, warn_of_numbers};
 use crate::store::slot::Slot;
+use crate::store::source::{Dialect as _, Target};
 use crate::store::values::decode;
 use crate::store::{Holder, StoreError};
 
@@ -54,18 +55,21 @@ impl MySql {
         inspect::check_privileges(&lacking, &user, table, on_sent)?;
         let Some(layout) = layout else {
             let index = self.unsent_index(&self.read).await?;
-            return Ok(Statements::new(
-                table,
-                on_sent,
-                statements::standard(table, index.as_deref()),
-            ));
+            let mut source = statements::standard(table, index.as_deref());
+            source.target.error_chars = error_chars(columns.iter());
+            if let Some(column) = columns.iter().find(|column| column.name == "message_id") {
+                source.message_id = source::MySql.message_id(column, &source.message_id);
+            }
+            return Ok(Statements::new(table, on_sent, source));
         };
         if layout.numbered {
             warn_of_numbers(table, &layout.key);
         }
-        let index = self
-            .index_of(&self.read, layout.sent.as_ref().filter(|_| !layout.numbered))
-            .await?;
+        let target = Target::new(table, &layout, &source::MySql);
+        let index = match layout.numbered {
+            true => None,
+            false => self.index_of(&self.read, &target).await?,
+        };
         let source = source::source(table, &layout, index.as_deref());
         let mut statements = Statements::new(table, on_sent, source);
         statements.number = layout.numbered.then(|| source::number(table, &layout));
@@ -93,18 +97,15 @@ impl MySql {
         Ok(())
     }
 
-    /// The name of an index that begins with this column.
+    /// The name of the index that reads of unsent rows go through, of a table that `migrate` did not make.
     pub(super) async fn index_of(
         &self,
         slot: &Slot<MySqlConnection>,
-        column: Option<&Column>,
+        target: &Target,
     ) -> Result<Option<String>, StoreError> {
-        let Some(column) = column else { return Ok(None) };
-        let table = &self.options.table;
-        let schema = table.schema().unwrap_or_else(|| self.connector.database());
-        let query = sqlx::query(inspect::INDEX_OF).bind(schema).bind(table.name());
-        let rows = self.rows(slot, query.bind(column.name.as_str())).await?;
-        Ok(decode(&rows, rows::name)?.into_iter().next())
+        let rows = self.catalogue(slot, inspect::INDEXES).await?;
+        let columns = decode(&rows, |row| Ok((rows::word(row, 0)?, rows::word(row, 1)?)))?;
+        Ok(inspect::index_of_unsent(&columns, target))
     }
 
     /// Numbers rows that have none yet; true: there were some.
@@ -178,6 +179,17 @@ impl MySql {
                 .await?;
         }
         lock(&self.tidied).advance(seen.len() as i64, seen.last().map(|(id, _)| *id));
+        let Some(numberless) = &statements.numberless_failures else {
+            return Ok(());
+        };
+        let rows = self
+            .rows(&self.housekeeping, self.query(numberless).bind(TidyWalk::PAGE))
+            .await?;
+        let gone: Vec<i64> = decode(&rows, |row| row.try_get(0))?;
+        if !gone.is_empty() {
+            self.together(&self.housekeeping, &statements.free, |query| query.bind(list(&gone)))
+                .await?;
+        }
         Ok(())
     }
 }

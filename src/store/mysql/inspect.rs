@@ -4,16 +4,18 @@ use sqlx::Row as _;
 use sqlx::mysql::MySqlRow;
 
 use super::rows;
+use super::source::COUNTER;
 use crate::config::{OnSent, TableName};
 use crate::store::StoreError;
 use crate::store::columns::{Column, WRITTEN, check, missing};
 use crate::store::migrate::quoted;
+use crate::store::source::{Names, Target};
 use crate::store::values::{decode, unreadable};
 
 /// One row for each column that the user may do anything with; none without a table. The database, then the table.
 pub(super) const COLUMNS_QUERY: &str = "\
 SELECT c.column_name, c.data_type, t.table_type, coalesce(t.engine, ''), version(), current_user(), c.is_nullable,
-       c.extra LIKE '%auto_increment%', c.collation_name
+       c.extra LIKE '%auto_increment%', c.collation_name, CAST(c.character_maximum_length AS SIGNED)
 FROM information_schema.tables AS t
 JOIN information_schema.columns AS c ON c.table_schema = t.table_schema AND c.table_name = t.table_name
 WHERE t.table_schema = ? AND t.table_name = ?";
@@ -32,11 +34,35 @@ SELECT max(s.column_name) FROM information_schema.statistics AS s
 WHERE s.table_schema = ? AND s.table_name = ? AND s.non_unique = 0
 GROUP BY s.index_name HAVING count(*) = 1";
 
-/// The names of indexes that begin with a column.
-pub(super) const INDEX_OF: &str = "\
-SELECT s.index_name FROM information_schema.statistics AS s
-WHERE s.table_schema = ? AND s.table_name = ? AND s.seq_in_index = 1 AND s.column_name = ?
-ORDER BY s.index_name";
+/// The columns of all indexes, each behind its index's name.
+pub(super) const INDEXES: &str = "\
+SELECT s.index_name, s.column_name FROM information_schema.statistics AS s
+WHERE s.table_schema = ? AND s.table_name = ? ORDER BY s.index_name, s.seq_in_index";
+
+/// Of these columns of indexes, the name of an index in which unsent rows are next to each other in `id` order: by what is
+/// marked, then by when it was given up, where the table has that, then by the key, which the primary key is a part of
+/// every index for. Rows that are unsent by two values are in two places, so that no index is of use.
+pub(super) fn index_of_unsent(columns: &[(String, String)], target: &Target) -> Option<String> {
+    let Names { key, sent, dead } = &target.names;
+    let sent = sent.as_ref().filter(|_| target.unsent_is_one_value())?;
+    let of = |index: &str| -> Vec<&String> {
+        let of_index = columns.iter().filter(|(name, _)| name == index);
+        of_index.map(|(_, column)| column).collect()
+    };
+    let is_primary = of("PRIMARY") == [key];
+    let good = |index: &str| match of(index).split_first() {
+        Some((first, rest)) if *first == sent => {
+            let rest = rest.iter().skip_while(|column| Some(**column) == dead.as_ref());
+            rest.clone().next().map_or(is_primary, |column| *column == key)
+        }
+        _ => false,
+    };
+    columns
+        .iter()
+        .map(|(index, _)| index)
+        .find(|index| good(index))
+        .cloned()
+}
 
 const INTEGERS: &[&str] = &["bigint", "int", "mediumint", "smallint", "tinyint"];
 const TEXTS: &[&str] = &["varchar", "char", "tinytext", "text", "mediumtext", "longtext"];
@@ -100,12 +126,23 @@ pub(super) fn columns(rows: &[MySqlRow], table: &TableName) -> Result<Vec<Column
             backquoted(table)
         )));
     }
+    let length = |row: &MySqlRow| {
+        let length = row
+            .try_get::<Option<i64>, _>(9)?
+            .and_then(|length| u32::try_from(length).ok());
+        // Of this type alone they are bytes that a text can be too long for.
+        let width = if rows::word(row, 1)? == "tinytext" { 4 } else { 1 };
+        Ok::<_, sqlx::Error>(length.map(|length| length / width))
+    };
     decode(rows, |row| {
         Ok(Column {
             name: rows::word(row, 0)?,
             kind: rows::word(row, 1)?.to_ascii_lowercase(),
             nullable: rows::word(row, 6)? == "YES",
-            unique: row.try_get::<i64, _>(7)? != 0,
+            unique: false,
+            counted: row.try_get::<i64, _>(7)? != 0,
+            preset: false,
+            length: length(row)?,
             collation: rows::text(row, 8)?,
         })
     })
@@ -126,7 +163,7 @@ pub(super) fn check_columns(columns: &[Column], table: &TableName) -> Result<(),
             ..column.clone()
         })
         .collect();
-    check(lower.iter(), COLUMNS, table, &backquoted(table))
+    check(lower.iter(), COLUMNS, table, (&backquoted(table), COUNTER))
 }
 
 /// What is read and written of it.

@@ -16,7 +16,6 @@ use super::rows::{self, bytes, message_id, text};
 use super::statements::{CREATED, DUE, LISTED, Statements, listed};
 use super::{MAX_MARK, MySql, lease_dialect, list, micros};
 use crate::message::RowId;
-use crate::store::columns::Column;
 use crate::store::operator::rows::{Cells, dead_letter, owner, reason, waiting_key};
 use crate::store::operator::{
     Database, DeadFilter, DeadLetter, Index, Operator, Ownership, Upkeep, WAITING_SCAN, WaitingKey, count_reasons,
@@ -57,9 +56,7 @@ impl MySql {
 
     /// Whether a table that `migrate` did not make has the indexes for its reads.
     async fn existing_indexes(&self, statements: &Statements) -> Result<(Index, Index), StoreError> {
-        let Target {
-            key, sent, bookkeeping, ..
-        } = &statements.source.target;
+        let target = &statements.source.target;
         let table = backquoted(&self.options.table);
         // Whatever the server would do with the few rows that there may be now: is there an index it could use?
         let plan = format!(
@@ -69,29 +66,44 @@ impl MySql {
                 .replace("o.id > ?", "o.id > 0")
                 .replace("LIMIT ?", "LIMIT 1000")
         );
-        let scans = decode(&self.ask(plan).await?, |row| {
-            Ok(text(row, 2)?.as_deref() == Some("a") && text(row, 4)?.is_none())
+        // By name: MySQL has more columns than MariaDB.
+        let cell = |row: &MySqlRow, name: &str| {
+            let bytes: Option<&[u8]> = row.try_get_unchecked(name)?;
+            Ok::<_, sqlx::Error>(bytes.map(String::from_utf8_lossy).unwrap_or_default().into_owned())
+        };
+        let steps = decode(&self.ask(plan).await?, |row| {
+            Ok((
+                cell(row, "table")?,
+                cell(row, "possible_keys")? + &cell(row, "key")?,
+                cell(row, "Extra")?,
+            ))
         })?;
-        let plain = |column: &str| column.trim_matches('"').replace("\"\"", "\"");
-        let column = |column: &str| Column {
-            name: plain(column),
-            kind: String::new(),
-            nullable: false,
-            unique: false,
-            collation: None,
-        };
-        let mut index = Index {
-            exists: !scans.contains(&true),
-            create: format!("ALTER TABLE {table} ADD INDEX (`{}`)", plain(key)),
-        };
-        if let Some(sent) = sent {
-            index.exists &= self.index_of(&self.housekeeping, Some(&column(sent))).await?.is_some();
-            let columns = match bookkeeping {
-                Some([.., dead]) => format!("`{}`, `{}`", plain(sent), plain(dead)),
-                None => format!("`{}`, `{}`", plain(sent), plain(key)),
+        let scans = steps.iter().any(|(table, keys, _)| table == "a" && keys.is_empty());
+        let name = |name: &str| format!("`{}`", name.replace('`', "``"));
+        let key = name(&target.names.key);
+        let Some(sent) = target.names.sent.as_deref().filter(|_| target.positions.is_none()) else {
+            let index = Index {
+                exists: !scans,
+                create: format!("ALTER TABLE {table} ADD INDEX ({key})"),
             };
-            index.create = format!("ALTER TABLE {table} ADD INDEX ({columns})");
-        }
+            return Ok((index.clone(), index));
+        };
+        let sorts = steps.iter().any(|(_, _, extra)| extra.contains("filesort"));
+        let index = self.index_of(&self.housekeeping, target).await?;
+        // Where two values say unsent, no index has these rows in one place.
+        let one_value = match target.unsent_is_one_value() {
+            true => String::new(),
+            false => format!("MODIFY {} tinyint NOT NULL DEFAULT 0, ", name(sent)),
+        };
+        let dead = target.names.dead.as_deref().map(|dead| format!("{}, ", name(dead)));
+        let index = Index {
+            exists: index.is_some() && !scans && !sorts,
+            create: format!(
+                "ALTER TABLE {table} {one_value}ADD INDEX ({}, {}{key})",
+                name(sent),
+                dead.unwrap_or_default()
+            ),
+        };
         Ok((index.clone(), index))
     }
 }
@@ -120,10 +132,11 @@ impl MySql {
             ""
         };
         let sql: Arc<str> = format!(
-            "SELECT CAST(o.id AS SIGNED), o.message_id, o.exchange, o.routing_key, o.ordering_key, o.type, o.content_type,
+            "SELECT CAST(o.id AS SIGNED), {}, o.exchange, o.routing_key, o.ordering_key, o.type, o.content_type,
                     o.headers, o.properties, CAST(octet_length(o.payload) AS SIGNED),
                     CAST(coalesce(o.attempts, 0) AS SIGNED), o.last_error, {CREATED} / 1e6, {DEAD_AT} / 1e6{more}
              FROM {LISTED} {} ON o.id = w.id WHERE {}{}{} ORDER BY o.id LIMIT {limit}",
+            source.message_id,
             source.by_id,
             source.given_up(),
             wanted.ages,

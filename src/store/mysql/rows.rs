@@ -5,16 +5,12 @@
 use sqlx::Row as _;
 use sqlx::mysql::MySqlRow;
 use std::time::Duration;
-use uuid::Uuid;
 
 use crate::message::{MessageId, OrderingKey, OutboxRow, Payload, RowId};
 use crate::store::leases::LeaseRow;
 use crate::store::purge::Window;
 use crate::store::values::{self, attempts, count, decode, derived_message_id, epoch, span, with_headers};
 use crate::store::{BACKLOG_CAP, Backlog, StoreError, Stub};
-
-/// Bytes of a UUID that is not text.
-const UUID_BYTES: usize = 16;
 
 /// A row of a page.
 pub(super) fn outbox_row(row: &MySqlRow, table: &str) -> Result<OutboxRow, sqlx::Error> {
@@ -31,22 +27,17 @@ pub(super) fn outbox_row(row: &MySqlRow, table: &str) -> Result<OutboxRow, sqlx:
         headers: with_headers(text(row, 7)?, header_columns(row, 15)?),
         properties: text(row, 8)?.unwrap_or_else(|| "{}".to_owned()),
         payload: payload(row)?,
-        created_at: epoch(created),
+        created_at: created.map(|_| epoch(created)),
         age: span(seconds(row, 10)?),
         due_in: wait(row, 11)?,
         attempts: attempts(row.try_get(12)?),
     })
 }
 
-/// A UUID as its 16 bytes, or any text that is not empty.
+/// Any text that is not empty.
 pub(super) fn message_id(row: &MySqlRow, fallback: &str) -> Result<MessageId, sqlx::Error> {
     Ok(match bytes(row, 1)? {
         None | Some([]) => derived_message_id(fallback),
-        // The flag of a binary column is set for text that is compared by its bytes as well. A UUID's ninth byte has its
-        // high bit set (RFC 9562, 4.1), so that it never looks like ASCII text.
-        Some(bytes) if bytes.len() == UUID_BYTES && !bytes.is_ascii() => {
-            Uuid::from_slice(bytes).unwrap_or_default().into()
-        }
         Some(bytes) => MessageId::new(&values::text(bytes)),
     })
 }

@@ -6,7 +6,15 @@ use crate::config::TableName;
 use crate::store::columns::Column;
 use crate::store::layout::{Layout, Need, Types};
 use crate::store::migrate::{literal, quoted};
-use crate::store::source::{Dialect, Source, Target, columns, numberless, positions_table, unsent, waiting};
+use crate::store::source::{
+    Dialect, MESSAGE_ID, Source, Target, columns, numberless, positions_table, unsent, waiting,
+};
+
+/// The type of a number that the database counts. There may be a primary key already.
+pub(super) const COUNTER: &str = "bigint NOT NULL AUTO_INCREMENT UNIQUE";
+
+/// What the table of row numbers has room for.
+const ROW_KEY_BYTES: u32 = 1_020;
 
 /// MariaDB's and MySQL's types and expressions.
 pub(super) struct MySql;
@@ -38,6 +46,7 @@ const TEXTS: &[&str] = &[
     "enum",
     "set",
 ];
+const ERRORS: &[&str] = &["char", "varchar", "tinytext", "text", "mediumtext", "longtext"];
 /// `datetime` has no time zone: UTC is meant, which the connections are set to.
 const TIMES: &[&str] = &["timestamp", "datetime"];
 const SENT: &[&str] = &["timestamp", "datetime", "tinyint"];
@@ -51,6 +60,7 @@ impl Types for MySql {
             Need::Time => TIMES,
             Need::Count => INTEGERS,
             Need::Sent => SENT,
+            Need::Error => ERRORS,
         }
     }
 
@@ -64,6 +74,21 @@ impl Types for MySql {
 
     fn time(&self) -> &'static str {
         "timestamp(6) NULL DEFAULT NULL"
+    }
+
+    fn counter(&self) -> Option<&'static str> {
+        Some(COUNTER)
+    }
+
+    /// They are kept as UTF-8, of up to four bytes a character.
+    fn longest_key(&self, key: &Column) -> Option<u32> {
+        let is_text = TEXTS.contains(&key.kind.as_str());
+        let width = match &key.collation {
+            Some(collation) if is_text && !collation.starts_with("ascii") => 4,
+            _ => 1,
+        };
+        let too_long = key.length.is_some_and(|length| length > ROW_KEY_BYTES / width);
+        too_long.then_some(ROW_KEY_BYTES / width)
     }
 
     fn table(&self, table: &TableName) -> String {
@@ -82,7 +107,8 @@ impl Dialect for MySql {
 
     fn message_id(&self, column: &Column, sql: &str) -> String {
         match BYTES.contains(&column.kind.as_str()) {
-            true => sql.to_owned(),
+            // Sixteen bytes are a UUID.
+            true => format!("CASE octet_length({sql}) WHEN 16 THEN hex({sql}) ELSE {sql} END"),
             false => self.text(column, sql),
         }
     }
@@ -95,7 +121,7 @@ impl Dialect for MySql {
         match need {
             Need::Time | Need::Sent => "CAST(NULL AS DATETIME(6))",
             Need::Count => "0",
-            Need::Text | Need::Object | Need::Body => "CAST(NULL AS CHAR CHARACTER SET utf8mb4)",
+            Need::Text | Need::Object | Need::Body | Need::Error => "CAST(NULL AS CHAR CHARACTER SET utf8mb4)",
         }
     }
 
@@ -184,6 +210,7 @@ pub(super) fn source(table: &TableName, layout: &Layout, index: Option<&str>) ->
         dead: format!("(SELECT {list} {dead}) AS o"),
         unsent: unsent(layout, &MySql, |_| "o.sent_at".to_owned()),
         waiting: target.positions.as_ref().map(|_| waiting(table, layout, &MySql)),
+        message_id: MESSAGE_ID.to_owned(),
         header_columns: !layout.headers.is_empty(),
         target,
     }
@@ -202,7 +229,11 @@ pub(super) fn number(table: &TableName, layout: &Layout) -> Numbering {
         // Beside all outboxes, none of which has an empty name.
         lock: format!("SELECT position FROM {positions} WHERE outbox = '' AND row_key = {outbox} FOR UPDATE NOWAIT")
             .into(),
-        make_lock: format!("{insert} VALUES ('', {outbox})").into(),
+        // By a number that is none of the rows'.
+        make_lock: format!(
+            "INSERT IGNORE INTO {positions} (outbox, position, row_key) VALUES ('', -1 - CAST(crc32({outbox}) AS SIGNED), {outbox})"
+        )
+        .into(),
         in_order: format!("{number} {} LIMIT ?", found.order).into(),
         as_they_come: format!("{number} LIMIT ?").into(),
     }

@@ -38,6 +38,8 @@ pub(super) struct Statements {
     pub(super) failures: Vec<Arc<str>>,
     /// Which entries of the relay's own tables belong to rows that are there; `None`: they are not used.
     pub(super) tidy_look: Option<Arc<str>>,
+    /// Refusals whose row has no number any more, as they were written while it was marked; `None`: there are no numbers.
+    pub(super) numberless_failures: Option<Arc<str>>,
     /// Removes entries of the relay's own tables.
     pub(super) free: Vec<Arc<str>>,
     /// `None`: rows have a number of their own.
@@ -103,6 +105,7 @@ impl Statements {
             fetch: fetch(&source),
             mark,
             failures: failures(target, &shares_table(table)),
+            numberless_failures: target.positions.as_ref().map(|positions| numberless_failures(target, positions)),
             tidy_look: (!free.is_empty()).then(|| tidy_look(target)),
             free,
             number: None,
@@ -175,6 +178,16 @@ fn tidy_look(target: &Target) -> Arc<str> {
     format!("SELECT e.id, {has} FROM ({entries}) AS e ORDER BY e.id").into()
 }
 
+fn numberless_failures(target: &Target, positions: &str) -> Arc<str> {
+    let Target { outbox, failures, .. } = target;
+    format!(
+        "SELECT b.id FROM {failures} AS b
+         WHERE b.outbox = {outbox} AND NOT EXISTS (SELECT 1 FROM {positions} AS p WHERE p.outbox = b.outbox AND p.position = b.id)
+         ORDER BY b.id LIMIT ?"
+    )
+    .into()
+}
+
 fn id() -> &'static str {
     "CAST(o.id AS SIGNED)"
 }
@@ -187,9 +200,10 @@ fn columns(body: &str, source: &Source) -> String {
         ""
     };
     format!(
-        "{}, o.message_id, o.exchange, o.routing_key, o.ordering_key, o.type, o.content_type, o.headers, o.properties,
+        "{}, {}, o.exchange, o.routing_key, o.ordering_key, o.type, o.content_type, o.headers, o.properties,
          {CREATED}, {AGE}, {DUE}, CAST(coalesce(o.attempts, 0) AS SIGNED), CAST(octet_length(o.payload) AS SIGNED), {body}{more}",
-        id()
+        id(),
+        source.message_id
     )
 }
 
@@ -268,9 +282,10 @@ fn failures(target: &Target, shares: &str) -> Vec<Arc<str>> {
                SELECT 1 FROM {shares} AS s WHERE s.outbox = {outbox} AND s.layout = ? AND s.share = f.share
                                              AND s.epoch = f.epoch AND s.owner = ?))"
     );
+    let cut = target.cut("f.error");
     let set = |alias: &str, [attempts, next, error, dead]: [&str; 4]| {
         format!(
-            "SET {alias}.{attempts} = f.attempts, {alias}.{error} = f.error,
+            "SET {alias}.{attempts} = f.attempts, {alias}.{error} = {cut},
              {alias}.{next} = CASE WHEN f.delay IS NOT NULL THEN now(6) + INTERVAL f.delay MICROSECOND END,
              {alias}.{dead} = CASE WHEN f.delay IS NULL THEN now(6) END"
         )

@@ -19,8 +19,9 @@ impl Postgres {
         let rows = self.rows(&self.read, query).await?;
         let (table, on_sent, mapping) = (&self.options.table, self.options.on_sent, &self.options.mapping);
         if mapping.is_default() {
-            let size = inspect::judge(&rows, table, on_sent)?;
-            let source = Source::standard(table, &format!("{table} AS o"));
+            let (size, error_chars) = inspect::judge(&rows, table, on_sent)?;
+            let mut source = Source::standard(table, &format!("{table} AS o"));
+            source.target.error_chars = error_chars;
             return Ok(Statements::new(table, on_sent, size, source, None));
         }
         let layout = inspect::judge_mapped(&rows, &self.options)?;
@@ -51,9 +52,25 @@ impl Postgres {
                 .await?;
         }
         if let Some(number) = &statements.number {
-            self.rows(&self.write, self.query(&number.in_order).bind(0_i64)).await?;
+            let touched = self.rows(&self.write, self.query(&number.in_order).bind(0_i64)).await;
+            touched.map_err(|error| self.whole_table(error))?;
         }
         Ok(())
+    }
+
+    /// The order of rows without a number is told by columns of the system, for which grants on single columns do not hold.
+    fn whole_table(&self, error: StoreError) -> StoreError {
+        match error {
+            StoreError::Denied(text) if !text.contains("outbox_relay_") => {
+                let table = &self.table;
+                StoreError::Denied(format!(
+                    "{text}: to number rows the relay reads their system columns (xmin, cmin, ctid) as well, for which it needs \
+                     SELECT on the whole table: GRANT SELECT ON {table} to its role, or name a column of whole numbers in \
+                     RELAY_COLUMN_ID"
+                ))
+            }
+            error => error,
+        }
     }
 
     /// Numbers rows that have none yet; true: there were some.

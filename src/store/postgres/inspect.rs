@@ -4,10 +4,10 @@ use sqlx::Row as _;
 use sqlx::postgres::PgRow;
 use tracing::warn;
 
-use super::source::Postgres;
+use super::source::{COUNTER, Postgres};
 use super::statements::Size;
 use crate::config::{OnSent, TableName};
-use crate::store::columns::{Column, WRITTEN, check, missing};
+use crate::store::columns::{Column, WRITTEN, check, error_chars, missing};
 use crate::store::layout::Layout;
 use crate::store::values::unreadable;
 use crate::store::{StoreError, StoreOptions};
@@ -24,9 +24,12 @@ SELECT c.relkind::text, a.attname::text,
        quote_ident(current_user),
        current_setting('transaction_read_only') = 'on',
        NOT coalesce(a.attnotnull, false),
-       coalesce(a.attidentity <> '' OR pg_get_expr(d.adbin, d.adrelid) LIKE 'nextval(%', false) OR EXISTS (
+       coalesce(a.attidentity = 'a', false) OR EXISTS (
            SELECT FROM pg_catalog.pg_index AS i WHERE i.indrelid = c.oid AND i.indisunique AND i.indisvalid
-               AND i.indpred IS NULL AND i.indnkeyatts = 1 AND i.indkey[0] = a.attnum)
+               AND i.indpred IS NULL AND i.indnkeyatts = 1 AND i.indkey[0] = a.attnum),
+       coalesce(a.attidentity <> '' OR pg_get_expr(d.adbin, d.adrelid) LIKE 'nextval(%', false),
+       d.adbin IS NOT NULL,
+       CASE WHEN t.typtype = 'd' THEN nullif(t.typtypmod, -1) ELSE nullif(a.atttypmod, -1) END - 4
 FROM pg_catalog.pg_class c
 LEFT JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
 LEFT JOIN pg_catalog.pg_attrdef d ON d.adrelid = c.oid AND d.adnum = a.attnum
@@ -67,11 +70,14 @@ struct Granted {
     writable: bool,
 }
 
-/// Judges the answer to [`QUERY`]; what the statements need to know of the table.
-pub(super) fn judge(rows: &[PgRow], table: &TableName, on_sent: OnSent) -> Result<Size, StoreError> {
+/// Judges the answer to [`QUERY`]; what the statements need to know of the table: how the size of a body is found, and how long
+/// an error's text can be.
+pub(super) fn judge(rows: &[PgRow], table: &TableName, on_sent: OnSent) -> Result<(Size, Option<u32>), StoreError> {
     let columns = relation(rows, table)?;
     let in_sql = table.to_string();
-    check(columns.iter().map(|granted| &granted.column), COLUMNS, table, &in_sql)?;
+    let all = columns.iter().map(|granted| &granted.column);
+    check(all.clone(), COLUMNS, table, (&in_sql, COUNTER))?;
+    let error_chars = error_chars(all);
     let read: Vec<&str> = COLUMNS.iter().map(|(name, _)| *name).collect();
     check_role(rows, &columns, &read, WRITTEN, table, on_sent)?;
     let payload = columns
@@ -79,10 +85,11 @@ pub(super) fn judge(rows: &[PgRow], table: &TableName, on_sent: OnSent) -> Resul
         .map(|granted| &granted.column)
         .find(|column| column.name == "payload")
         .map(|column| column.kind.as_str());
-    Ok(match payload {
+    let size = match payload {
         Some("json" | "jsonb") => Size::OfText,
         _ => Size::OfColumn,
-    })
+    };
+    Ok((size, error_chars))
 }
 
 /// The same for a table that `migrate` did not make.
@@ -146,6 +153,14 @@ fn check_relation(kind: &str, table: &TableName) -> Result<(), StoreError> {
 }
 
 fn columns(rows: &[PgRow]) -> Result<Vec<Granted>, StoreError> {
+    // Of numbers and times the modifier says something else.
+    let length = |row: &PgRow| {
+        let is_text = row
+            .try_get::<Option<&str>, _>(2)?
+            .is_some_and(|kind| kind.starts_with("character"));
+        let length = row.try_get::<Option<i32>, _>(13)?;
+        Ok::<_, sqlx::Error>(length.filter(|_| is_text).and_then(|length| u32::try_from(length).ok()))
+    };
     let column = |row: &PgRow| {
         let Some(name) = row.try_get(1)? else { return Ok(None) };
         Ok(Some(Granted {
@@ -154,6 +169,9 @@ fn columns(rows: &[PgRow]) -> Result<Vec<Granted>, StoreError> {
                 kind: row.try_get(2)?,
                 nullable: row.try_get(9)?,
                 unique: row.try_get(10)?,
+                counted: row.try_get(11)?,
+                preset: row.try_get(12)?,
+                length: length(row)?,
                 collation: None,
             },
             readable: row.try_get(3)?,

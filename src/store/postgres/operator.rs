@@ -87,9 +87,9 @@ impl Postgres {
     async fn existing_indexes(&self, statements: &Statements) -> Result<(Index, Index), StoreError> {
         let Target {
             key,
-            sent,
+            names,
             bookkeeping,
-            unsent,
+            unsent_here,
             ..
         } = &statements.source.target;
         // Several statements in one message are one transaction.
@@ -107,37 +107,51 @@ impl Postgres {
         let lines = decode(&plan, |row| Ok(text(row, 0)?.unwrap_or_default()))?;
         // An index that is read from one end to the other, to be sorted then, is no better.
         let numbered = statements.source.target.positions.is_some();
-        let scans = lines.iter().any(|line| {
-            let table = line.contains("Seq Scan on ") && (line.ends_with(" a") || line.ends_with(" r"));
-            table || (line.contains("Sort Key") && !numbered)
-        });
-        let mut unsent_here = !scans;
-        if let Some(sent) = sent {
-            unsent_here &= self.has_index_of(sent).await?;
+        let scans = lines
+            .iter()
+            .any(|line| (line.contains("Seq Scan on ") && is_outbox(line)) || (line.ends_with("Sort") && !numbered));
+        let mut good = !scans;
+        if let Some(sent) = &names.sent {
+            good &= self.has_index_of(sent).await?;
         }
+        let sql: Arc<str> = "SELECT relkind = 'p' FROM pg_catalog.pg_class WHERE oid = to_regclass($1)".into();
+        let kind = self.query(&sql).bind(self.table.as_str());
+        let partitioned = decode_one(&self.rows(&self.housekeeping, kind).await?, |row| {
+            row.try_get::<bool, _>(0)
+        })?;
+        // Not to be had for all partitions at once.
+        let concurrently = if partitioned { "" } else { " CONCURRENTLY" };
         let index = |exists, of: String| Index {
             exists,
-            create: format!("CREATE INDEX CONCURRENTLY ON {} ({key}){of}", self.table),
+            create: format!("CREATE INDEX{concurrently} ON {} ({key}){of}", self.table),
         };
-        let of_unsent = match unsent.as_str() {
+        let of_unsent = match unsent_here.as_str() {
             "" => String::new(),
-            unsent => format!(" WHERE {}", unsent.replace("o.", "")),
+            unsent => format!(" WHERE {unsent}"),
         };
-        let dead = match bookkeeping {
-            Some([.., dead]) => index(self.has_index_of(dead).await?, format!(" WHERE {dead} IS NOT NULL")),
+        let dead = match (bookkeeping, &names.dead) {
+            (Some([.., column]), Some(name)) => {
+                index(self.has_index_of(name).await?, format!(" WHERE {column} IS NOT NULL"))
+            }
             // They are few, and in a table of their own.
-            None => index(true, String::new()),
+            _ => index(true, String::new()),
         };
-        Ok((index(unsent_here, of_unsent), dead))
+        Ok((index(good, of_unsent), dead))
     }
 
-    /// Whether an index has this column (as it stands in SQL) in its condition, or first among its own.
-    async fn has_index_of(&self, column: &str) -> Result<bool, StoreError> {
+    /// Whether an index has the column of this name in its condition, or first among its own.
+    async fn has_index_of(&self, name: &str) -> Result<bool, StoreError> {
         let sql: Arc<str> = INDEX_OF.into();
-        let name = column.trim_matches('"').replace("\"\"", "\"");
         let query = self.query(&sql).bind(self.table.as_str()).bind(name);
         decode_one(&self.rows(&self.housekeeping, query).await?, |row| row.try_get(0))
     }
+}
+
+/// Whether a line of a plan is about the application's table, or a partition of it (`a_1`).
+fn is_outbox(line: &str) -> bool {
+    let alias = line.rsplit(' ').next().unwrap_or_default();
+    let (name, partition) = alias.split_once('_').unwrap_or((alias, "1"));
+    ["a", "r"].contains(&name) && partition.bytes().all(|digit| digit.is_ascii_digit())
 }
 
 #[async_trait]

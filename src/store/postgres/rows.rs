@@ -28,7 +28,7 @@ pub(super) fn outbox_row(row: &PgRow, table: &str) -> Result<OutboxRow, sqlx::Er
         headers: with_headers(text(row, 7)?, header_columns(row, 15)?),
         properties: text(row, 8)?.unwrap_or_else(|| "{}".to_owned()),
         payload: payload(row)?,
-        created_at: epoch(created),
+        created_at: created.map(|_| epoch(created)),
         age: span(row.try_get(10)?),
         due_in: span(row.try_get(11)?),
         attempts: attempts(row.try_get(12)?),

@@ -9,7 +9,12 @@ use crate::store::columns::Column;
 use crate::store::layout::{Layout, Need, Types, Value};
 use crate::store::migrate::quoted;
 use crate::store::pace::NUMBERED_AT_ONCE;
-use crate::store::source::{Dialect, Source, Target, columns, numberless, positions_table, unsent, waiting};
+use crate::store::source::{
+    Dialect, MESSAGE_ID, Source, Target, columns, numberless, positions_table, unsent, waiting,
+};
+
+/// The type of a number that the database counts.
+pub(super) const COUNTER: &str = "bigint GENERATED ALWAYS AS IDENTITY UNIQUE";
 
 /// PostgreSQL's types and expressions.
 pub(super) struct Postgres;
@@ -30,6 +35,7 @@ impl Types for Postgres {
             Need::Time => TIMES,
             Need::Count => INTEGERS,
             Need::Sent => SENT,
+            Need::Error => &["text", "character varying"],
         }
     }
 
@@ -43,6 +49,10 @@ impl Types for Postgres {
 
     fn time(&self) -> &'static str {
         "timestamptz"
+    }
+
+    fn counter(&self) -> Option<&'static str> {
+        Some(COUNTER)
     }
 
     fn ignores_case(&self) -> bool {
@@ -74,7 +84,7 @@ impl Dialect for Postgres {
         match need {
             Need::Time | Need::Sent => "NULL::timestamptz",
             Need::Count => "0",
-            Need::Text | Need::Object | Need::Body => "NULL::text",
+            Need::Text | Need::Object | Need::Body | Need::Error => "NULL::text",
         }
     }
 
@@ -198,6 +208,7 @@ pub(super) fn source(table: &TableName, layout: &Layout) -> Source {
         dead: format!("(SELECT {dead_list} {dead}) AS o"),
         unsent: unsent(layout, &Postgres, |_| "o.sent_at".to_owned()),
         waiting: target.positions.as_ref().map(|_| waiting(table, layout, &Postgres)),
+        message_id: MESSAGE_ID.to_owned(),
         header_columns: !layout.headers.is_empty(),
         target,
     }

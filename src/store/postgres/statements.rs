@@ -253,9 +253,9 @@ fn failures(source: &Source, shares: &str) -> Arc<str> {
     );
     match bookkeeping {
         Some([attempts, next, error, dead]) => {
-            let unsent = source.target.and_unsent();
+            let (unsent, cut) = (source.target.and_unsent(), source.target.cut("f.error"));
             format!(
-                "UPDATE {table} AS o SET {attempts} = f.attempts, {error} = f.error,
+                "UPDATE {table} AS o SET {attempts} = f.attempts, {error} = {cut},
                 {next} = clock_timestamp() + f.delay * interval '1 second',
                 {dead} = CASE WHEN f.delay IS NULL THEN clock_timestamp() END
          FROM {refused}

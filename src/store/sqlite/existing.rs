@@ -2,11 +2,11 @@
 
 use sqlx::Row as _;
 
-use super::statements::Statements;
+use super::statements::{self, Statements};
 use super::{MAX_WRITE, Sqlite, inspect, lock, source};
 use crate::config::OnSent;
 use crate::store::StoreError;
-use crate::store::columns::explain;
+use crate::store::columns::{Column, explain};
 use crate::store::layout::Layout;
 use crate::store::pace::{TidyWalk, warn_of_numbers};
 use crate::store::values::{decode, decode_one};
@@ -24,12 +24,22 @@ impl Sqlite {
             ids_are_given_again: on_sent == OnSent::Delete && !existing.autoincrement,
         };
         let layout = Layout::new(&self.options.mapping, &existing.columns, table, on_sent, &dialect)?;
+        if layout.numbered && !existing.has_rowid && !has_text(&layout.key) {
+            return Err(StoreError::Failed(format!(
+                "table {table} is WITHOUT ROWID, and its key {} is {}: only a key of TEXT can be numbered then; make the table \
+                 with row ids",
+                layout.key.name, layout.key.kind
+            )));
+        }
         if layout.numbered {
             warn_of_numbers(table, &layout.key);
         }
         let mut statements = Statements::new(table, on_sent, source::source(table, &layout, &dialect));
         let number = || source::number(table, &layout, &dialect, existing.has_rowid);
         statements.number = layout.numbered.then(number);
+        if !existing.autoincrement {
+            statements.purge = statements::purge(&statements.source.target, true);
+        }
         statements.columns = Some(layout.describe());
         let read = self.query(&statements.head).bind(i64::MAX).bind(1);
         let touched = self.rows(&self.read, read).await;
@@ -81,4 +91,9 @@ impl Sqlite {
         lock(&self.tidied).advance(seen.len() as i64, seen.last().map(|(id, _)| *id));
         Ok(())
     }
+}
+
+/// By SQLite's own rule for a text affinity.
+fn has_text(column: &Column) -> bool {
+    ["CHAR", "CLOB", "TEXT"].iter().any(|word| column.kind.contains(word))
 }

@@ -5,13 +5,14 @@ use sqlx::sqlite::SqliteRow;
 
 use crate::config::TableName;
 use crate::store::StoreError;
-use crate::store::columns::{Column, absent, missing};
+use crate::store::columns::{Column, absent, missing, never_null};
 use crate::store::values::{decode, unreadable};
 
 /// One row for each column; none without a table. `?1` the table, `?2` its index of unsent rows.
 pub(super) const QUERY: &str = "\
 SELECT s.type, p.name, p.type, (SELECT encoding FROM pragma_encoding),
-       EXISTS (SELECT 1 FROM sqlite_schema AS i WHERE i.type = 'index' AND i.name = ?2 AND i.tbl_name = s.name)
+       EXISTS (SELECT 1 FROM sqlite_schema AS i WHERE i.type = 'index' AND i.name = ?2 AND i.tbl_name = s.name),
+       lower(p.name) = 'sent_at' AND p.\"notnull\"
 FROM sqlite_schema AS s JOIN pragma_table_info(s.name) AS p
 WHERE lower(s.name) = lower(?1) AND s.type IN ('table', 'view')";
 
@@ -23,8 +24,9 @@ SELECT s.type, p.name, p.type, (SELECT encoding FROM pragma_encoding), p.\"notnu
            WHERE i.\"unique\" AND NOT i.partial
              AND (SELECT count(*) FROM pragma_index_info(i.name)) = 1
              AND (SELECT c.name FROM pragma_index_info(i.name) AS c) = p.name),
-       s.sql LIKE '%AUTOINCREMENT%',
-       NOT EXISTS (SELECT 1 FROM pragma_table_list(s.name) AS l WHERE l.wr AND l.schema = 'main')
+       s.sql,
+       NOT EXISTS (SELECT 1 FROM pragma_table_list(s.name) AS l WHERE l.wr AND l.schema = 'main'),
+       p.dflt_value IS NOT NULL
 FROM sqlite_schema AS s JOIN pragma_table_info(s.name) AS p
 WHERE lower(s.name) = lower(?1) AND s.type IN ('table', 'view')";
 
@@ -77,14 +79,39 @@ pub(super) fn existing(rows: &[SqliteRow], table: &TableName) -> Result<Existing
             kind: row.try_get::<String, _>(2)?.to_ascii_uppercase(),
             nullable: row.try_get(4)?,
             unique: row.try_get(5)?,
+            counted: false,
+            preset: row.try_get(8)?,
+            length: None,
             collation: None,
         })
     };
     Ok(Existing {
         columns: decode(rows, column)?,
-        autoincrement: first.try_get(6).map_err(|error| unreadable(&error))?,
+        autoincrement: counts(&text(first, 6)?),
         has_rowid: first.try_get(7).map_err(|error| unreadable(&error))?,
     })
+}
+
+/// Whether a statement that made a table says `AUTOINCREMENT`, and not just in a comment or a name.
+fn counts(sql: &str) -> bool {
+    let (mut words, mut rest) = (String::new(), sql);
+    while let Some(at) = rest.find(['-', '/', '\'', '"', '`', '[']) {
+        words.push_str(&rest[..at]);
+        rest = &rest[at..];
+        let end = match rest.as_bytes() {
+            [b'-', b'-', ..] => "\n",
+            [b'/', b'*', ..] => "*/",
+            [b'[', ..] => "]",
+            [b'-' | b'/', ..] => "",
+            _ => &rest[..1],
+        };
+        rest = rest[1..].split_once(end).map_or("", |(_, behind)| behind);
+        words.push(' ');
+    }
+    words.push_str(rest);
+    words
+        .split_whitespace()
+        .any(|word| word.trim_end_matches([',', ')']).eq_ignore_ascii_case("AUTOINCREMENT"))
 }
 
 /// The first row of either answer, if it is about a table that will do.
@@ -114,9 +141,21 @@ pub(super) fn judge(rows: &[SqliteRow], table: &TableName) -> Result<bool, Store
     }
     let find = |name: &str| columns.iter().find(|(column, _)| column == name);
     let lacking: Vec<&str> = COLUMNS.iter().copied().filter(|name| find(name).is_none()).collect();
+    if lacking.contains(&"id") {
+        return Err(missing(&format!(
+            "table {table} has no column {}; name the columns that it has with RELAY_PRESET or RELAY_COLUMN_…, or make the table anew, \
+             as SQLite adds no id INTEGER PRIMARY KEY AUTOINCREMENT to one; while it is still to be made",
+            lacking.join(", ")
+        )));
+    }
     if !lacking.is_empty() {
         let lacking: Vec<_> = lacking.into_iter().map(|name| (name, "TEXT")).collect();
         return Err(absent(&lacking, table, &table.to_string()));
+    }
+    for row in rows {
+        if row.try_get(5).map_err(|error| unreadable(&error))? {
+            return Err(StoreError::Failed(never_null(&text(row, 1)?, table)));
+        }
     }
     match find("id") {
         // SQLite's own rule for an integer affinity.
@@ -129,4 +168,22 @@ pub(super) fn judge(rows: &[SqliteRow], table: &TableName) -> Result<bool, Store
 
 fn text(row: &SqliteRow, index: usize) -> Result<String, StoreError> {
     row.try_get(index).map_err(|error| unreadable(&error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn autoincrement_is_told_from_comments_and_names() {
+        let counted = "CREATE TABLE t (id INTEGER PRIMARY KEY /* or so */ AUTOINCREMENT, \"it's\" TEXT)";
+        assert!(counts(counted) && counts("CREATE TABLE t (id INTEGER PRIMARY KEY autoincrement) -- it's"));
+        for not in [
+            "CREATE TABLE t (id INTEGER PRIMARY KEY) -- no AUTOINCREMENT",
+            "CREATE TABLE t (/* AUTOINCREMENT */ id INTEGER PRIMARY KEY, x DEFAULT (1 - 2 / 3))",
+            "CREATE TABLE t (id INTEGER PRIMARY KEY, \" AUTOINCREMENT \" TEXT, [ AUTOINCREMENT ] TEXT DEFAULT ' AUTOINCREMENT '",
+        ] {
+            assert!(!counts(not), "{not}");
+        }
+    }
 }

@@ -71,9 +71,9 @@ impl Sqlite {
     async fn existing_indexes(&self, statements: &Statements) -> Result<(Index, Index), StoreError> {
         let Target {
             key,
-            sent,
+            names,
             bookkeeping,
-            unsent,
+            unsent_here,
             ..
         } = &statements.source.target;
         let plan = statements.head.replace("?1", "0").replace("?2", "1000");
@@ -93,15 +93,18 @@ impl Sqlite {
                 self.table
             ),
         };
-        let partial = match unsent.as_str() {
+        let partial = match unsent_here.as_str() {
             "" => String::new(),
-            unsent => format!(" WHERE {}", unsent.replace("o.", "")),
+            unsent => format!(" WHERE {unsent}"),
         };
         // Through the key alone, a read goes over every row ever sent.
-        let good = step.starts_with("SEARCH a") && (sent.is_none() || self.has_index_of(sent).await?);
-        let dead = match bookkeeping {
-            Some([.., dead]) => Index {
-                exists: self.has_index_of(&Some(dead.clone())).await?,
+        let mut good = step.starts_with("SEARCH a");
+        if let Some(sent) = &names.sent {
+            good &= self.has_index_of(sent).await?;
+        }
+        let dead = match (bookkeeping, &names.dead) {
+            (Some([.., dead]), Some(name)) => Index {
+                exists: self.has_index_of(name).await?,
                 create: format!(
                     "CREATE INDEX {} ON {} ({key}) WHERE {dead} IS NOT NULL",
                     quoted(&dead_index(&self.options.table)),
@@ -109,18 +112,13 @@ impl Sqlite {
                 ),
             },
             // They are few, and in a table of their own.
-            None => index(true, String::new()),
+            _ => index(true, String::new()),
         };
         Ok((index(good, partial), dead))
     }
 
     /// Whether an index has this column in its condition, or first among its own.
-    async fn has_index_of(&self, column: &Option<String>) -> Result<bool, StoreError> {
-        let name = column
-            .as_deref()
-            .unwrap_or_default()
-            .trim_matches('"')
-            .replace("\"\"", "\"");
+    async fn has_index_of(&self, name: &str) -> Result<bool, StoreError> {
         let query: Statement<'_> = sqlx::query(
             "SELECT EXISTS (
                  SELECT 1 FROM sqlite_schema AS s WHERE s.type = 'index' AND s.tbl_name = ?1 COLLATE NOCASE
@@ -315,9 +313,10 @@ fn discard(target: &Target) -> Vec<Arc<str>> {
         None => statements.push(format!("DELETE FROM {table} AS o WHERE o.{key} IN ({dead}){unsent}").into()),
         Some(positions) => {
             let keys =
-                format!("SELECT p.row_key FROM {positions} AS p WHERE p.outbox = {outbox} AND p.position IN ({dead})");
+                format!("SELECT p.row_key FROM {positions} AS p WHERE +p.outbox = {outbox} AND p.position IN ({dead})");
             statements.push(format!("DELETE FROM {table} AS o WHERE o.{key} IN ({keys}){unsent}").into());
-            statements.push(format!("DELETE FROM {positions} WHERE outbox = {outbox} AND position IN ({dead})").into());
+            statements
+                .push(format!("DELETE FROM {positions} WHERE +outbox = {outbox} AND position IN ({dead})").into());
         }
     }
     statements.push(format!("DELETE FROM {failures} WHERE outbox = {outbox} AND id IN ({dead})").into());

@@ -27,7 +27,7 @@ pub(super) fn outbox_row(row: &SqliteRow, table: &str) -> Result<OutboxRow, sqlx
         headers: with_headers(text(row, 7)?, header_columns(row, 15)?),
         properties: text(row, 8)?.unwrap_or_else(|| "{}".to_owned()),
         payload: payload(row)?,
-        created_at: epoch(created),
+        created_at: created.map(|_| epoch(created)),
         age: span(age),
         due_in: span(number(row, 11)?),
         attempts: attempts(row.try_get(12)?),

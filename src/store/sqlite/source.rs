@@ -5,7 +5,9 @@ use crate::config::TableName;
 use crate::store::columns::Column;
 use crate::store::layout::{Layout, Need, Types};
 use crate::store::migrate::literal;
-use crate::store::source::{Dialect, Source, Target, columns, numberless, positions_table, unsent, waiting};
+use crate::store::source::{
+    Dialect, MESSAGE_ID, Source, Target, columns, numberless, positions_table, unsent, waiting,
+};
 
 /// SQLite's types and expressions. Declared types hardly bind it: values are understood as they come.
 pub(super) struct Sqlite {
@@ -25,12 +27,16 @@ impl Types for Sqlite {
     }
 
     fn is_flag(&self, column: &Column) -> bool {
-        // A number that may be null is a time.
-        column.kind.contains("BOOL") || (column.kind.contains("INT") && !column.nullable)
+        // A number that may be null, and is so unless somebody says otherwise, is a time.
+        column.kind.contains("BOOL") || (column.kind.contains("INT") && (!column.nullable || column.preset))
     }
 
     fn time(&self) -> &'static str {
         "TEXT"
+    }
+
+    fn counter(&self) -> Option<&'static str> {
+        None
     }
 }
 
@@ -73,6 +79,14 @@ impl Dialect for Sqlite {
         match column.nullable {
             true => format!("({sql} = 0 OR {sql} IS NULL)"),
             false => format!("{sql} = 0"),
+        }
+    }
+
+    /// A number may be a flag all the same: 0 is no time either.
+    fn is_never(&self, column: &Column, sql: &str) -> String {
+        match column.kind.contains("INT") {
+            true => self.is_unset(column, sql),
+            false => format!("{sql} IS NULL"),
         }
     }
 
@@ -120,6 +134,7 @@ pub(super) fn source(table: &TableName, layout: &Layout, dialect: &Sqlite) -> So
         dead: format!("(SELECT {list} {dead}) AS o"),
         unsent: unsent(layout, dialect, |_| "o.sent_at".to_owned()),
         waiting: target.positions.as_ref().map(|_| waiting(table, layout, dialect)),
+        message_id: MESSAGE_ID.to_owned(),
         header_columns: !layout.headers.is_empty(),
         target,
     }

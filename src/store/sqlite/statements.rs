@@ -68,7 +68,6 @@ impl Statements {
     pub(super) fn new(table: &TableName, on_sent: OnSent, source: Source) -> Self {
         let (open, target) = (source.open(), &source.target);
         let Target { table: t, key, .. } = target;
-        let sent = target.sent.as_deref().unwrap_or_default();
         let (unsent, every) = (&source.reads, &source.by_id);
         let listed = format!("{LISTED} AND {open}");
         let free = free(target);
@@ -92,31 +91,32 @@ impl Statements {
             number: None,
             dead_keys: dead_keys(&source),
             purge_window: target.can_purge().then(|| purge_window(target)),
-            purge: format!("DELETE FROM {t} AS o WHERE {} AND {} < {NOW} - ?2", target_listed(target), epoch(&format!("o.{sent}"))).into(),
+            purge: purge(target, false),
             backlog: backlog(&source),
-            touch: touch(target, on_sent, t, key).into(),
+            touch: touch(target, t, key).into(),
             source,
             columns: None,
         }
     }
 }
 
-fn touch(target: &Target, on_sent: OnSent, table: &str, key: &str) -> String {
-    match (on_sent, &target.sent) {
-        (OnSent::Mark, Some(sent)) => format!("UPDATE {table} SET {sent} = {sent} WHERE {key} IS NULL"),
+fn touch(target: &Target, table: &str, key: &str) -> String {
+    match &target.sent {
+        Some(sent) => format!("UPDATE {table} SET {sent} = {sent} WHERE {key} IS NULL"),
         // A null key is none of the relay's.
-        _ => format!("DELETE FROM {table} WHERE {key} IS NULL AND 0"),
+        None => format!("DELETE FROM {table} WHERE {key} IS NULL AND 0"),
     }
 }
 
-/// That a row of the application's table is among those listed.
+/// That a row of the application's table is among those listed. The plus keeps from the index of keys, which begins with the
+/// outbox: all of its numbers would be walked over.
 pub(super) fn target_listed(target: &Target) -> String {
     let Target { key, outbox, .. } = target;
     match &target.positions {
         None => format!("o.{key} IN (SELECT value FROM json_each(?1))"),
         Some(positions) => format!(
             "o.{key} IN (SELECT p.row_key FROM {positions} AS p
-                         WHERE p.outbox = {outbox} AND p.position IN (SELECT value FROM json_each(?1)))"
+                         WHERE +p.outbox = {outbox} AND p.position IN (SELECT value FROM json_each(?1)))"
         ),
     }
 }
@@ -124,13 +124,19 @@ pub(super) fn target_listed(target: &Target) -> String {
 /// Removes what the relay's own tables have of rows, by their ids.
 fn free(target: &Target) -> Vec<Arc<str>> {
     let Target { outbox, failures, .. } = target;
-    let listed = |column: &str| format!("outbox = {outbox} AND {column} IN (SELECT value FROM json_each(?1))");
+    let listed = |column: &str| format!("{column} IN (SELECT value FROM json_each(?1))");
     let mut statements: Vec<Arc<str>> = Vec::new();
     if target.bookkeeping.is_none() {
-        statements.push(format!("DELETE FROM {failures} WHERE {}", listed("id")).into());
+        statements.push(format!("DELETE FROM {failures} WHERE outbox = {outbox} AND {}", listed("id")).into());
     }
     if let Some(positions) = &target.positions {
-        statements.push(format!("DELETE FROM {positions} WHERE {}", listed("position")).into());
+        statements.push(
+            format!(
+                "DELETE FROM {positions} WHERE +outbox = {outbox} AND {}",
+                listed("position")
+            )
+            .into(),
+        );
     }
     statements
 }
@@ -292,6 +298,18 @@ fn dead_keys(source: &Source) -> Arc<str> {
         source.given_up()
     )
     .into()
+}
+
+/// `keep_last`: not the row with the highest id, which SQLite would give again, below those that were read already.
+pub(super) fn purge(target: &Target, keep_last: bool) -> Arc<str> {
+    let Target { table, key, .. } = target;
+    let (listed, sent) = (target_listed(target), target.sent.as_deref().unwrap_or_default());
+    let sent = epoch(&format!("o.{sent}"));
+    let keep = match keep_last {
+        true => format!(" AND o.{key} < (SELECT max(x.{key}) FROM {table} AS x)"),
+        false => String::new(),
+    };
+    format!("DELETE FROM {table} AS o WHERE {listed} AND {sent} < {NOW} - ?2{keep}").into()
 }
 
 /// `?1` where the window begins, `?2` its size, `?3` the least age in seconds.

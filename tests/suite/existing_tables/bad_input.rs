@@ -116,6 +116,22 @@ async fn on_postgres() {
             &["CREATE UNIQUE INDEX ON \"events\" (\"seq\")"],
         ),
         (
+            "CREATE TABLE events (payload text)",
+            &[KEY, DELETE],
+            &["ALTER TABLE \"events\" ADD COLUMN id bigint GENERATED ALWAYS AS IDENTITY UNIQUE"],
+        ),
+        (
+            "CREATE TABLE events (seq bigserial PRIMARY KEY, payload text, sent_at timestamptz NOT NULL)",
+            &[SEQ, KEY],
+            &["sent_at (RELAY_COLUMN_SENT_AT) is NOT NULL"],
+        ),
+        (
+            "CREATE TABLE events (seq bigserial PRIMARY KEY, payload text, attempts int, next_attempt_at timestamptz, last_error int,
+                 dead_at timestamptz)",
+            &[SEQ, KEY, DELETE],
+            &["last_error is integer", "allowed are text, character varying"],
+        ),
+        (
             "CREATE TABLE events (seq bigserial PRIMARY KEY, payload text, tries int)",
             &[SEQ, KEY, DELETE, ("RELAY_COLUMN_ATTEMPTS", "tries")],
             &[
@@ -226,6 +242,21 @@ async fn on_mariadb() {
             &["may be the same in several rows"],
         ),
         (
+            "CREATE TABLE events (seq varchar(300) PRIMARY KEY, payload text) CHARACTER SET utf8mb4",
+            &[SEQ, KEY, DELETE],
+            &["seq (RELAY_COLUMN_ID) can be longer than the 255"],
+        ),
+        (
+            "CREATE TABLE events (payload text)",
+            &[KEY, DELETE],
+            &["ALTER TABLE `events` ADD COLUMN id bigint NOT NULL AUTO_INCREMENT UNIQUE"],
+        ),
+        (
+            "CREATE TABLE events (seq bigint AUTO_INCREMENT PRIMARY KEY, payload text, sent_at datetime NOT NULL)",
+            &[SEQ, KEY],
+            &["sent_at (RELAY_COLUMN_SENT_AT) is NOT NULL"],
+        ),
+        (
             "CREATE TABLE events (seq bigint AUTO_INCREMENT PRIMARY KEY, payload text) ENGINE=MyISAM",
             &[SEQ, KEY, DELETE],
             &["stored by MyISAM", "ENGINE=InnoDB"],
@@ -259,6 +290,24 @@ async fn on_sqlite() {
             "CREATE TABLE events (seq INTEGER PRIMARY KEY AUTOINCREMENT, payload TEXT)",
             &[SEQ, KEY],
             &["RELAY_COLUMN_SENT_AT", "ADD COLUMN sent_at TEXT"],
+        ),
+        (
+            "CREATE TABLE events (payload TEXT)",
+            &[KEY, DELETE],
+            &[
+                "there is no column id",
+                "made anew with id INTEGER PRIMARY KEY AUTOINCREMENT",
+            ],
+        ),
+        (
+            "CREATE TABLE events (seq INTEGER PRIMARY KEY, payload TEXT, sent_at TEXT NOT NULL)",
+            &[SEQ, KEY],
+            &["sent_at (RELAY_COLUMN_SENT_AT) is NOT NULL"],
+        ),
+        (
+            "CREATE TABLE events (seq BLOB PRIMARY KEY, payload TEXT) WITHOUT ROWID",
+            &[SEQ, KEY, DELETE],
+            &["WITHOUT ROWID", "only a key of TEXT can be numbered"],
         ),
         (
             "CREATE TABLE events (seq INTEGER, payload TEXT)",

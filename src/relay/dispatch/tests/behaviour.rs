@@ -56,7 +56,7 @@ fn row(id: i64, key: &str) -> OutboxRow {
         headers: "{}".to_owned(),
         properties: "{}".to_owned(),
         payload: Payload::Loaded(b"body".to_vec()),
-        created_at: 0,
+        created_at: None,
         age: Duration::ZERO,
         due_in: Duration::ZERO,
         attempts: 0,

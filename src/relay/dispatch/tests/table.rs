@@ -247,7 +247,7 @@ impl Table {
             } else {
                 Payload::Left(row.size)
             },
-            created_at: 0,
+            created_at: None,
             age: Time::ZERO,
             due_in,
             attempts: row.attempts,
