@@ -21,6 +21,7 @@ mod purge;
 mod slot;
 mod source;
 pub mod sqlite;
+mod types;
 mod url;
 mod values;
 mod wakeup;

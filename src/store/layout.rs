@@ -6,67 +6,7 @@ use crate::config::{ColumnName, Field, HEADER_COLUMNS, Mapping, OnSent, Origin, 
 
 use super::StoreError;
 use super::columns::{Column, missing};
-
-/// What a value is wanted for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Need {
-    /// To be read as text, of whatever type it is.
-    Text,
-    /// A JSON object.
-    Object,
-    /// The body.
-    Body,
-    /// A time.
-    Time,
-    /// A whole number.
-    Count,
-    /// A text for a person, to be written.
-    Error,
-    /// A time, or a flag.
-    Sent,
-}
-
-impl Need {
-    pub(super) fn of(field: Field) -> Self {
-        match field {
-            Field::Headers | Field::Properties => Self::Object,
-            Field::Payload => Self::Body,
-            Field::CreatedAt | Field::AvailableAt | Field::NextAttemptAt | Field::DeadAt => Self::Time,
-            Field::Attempts => Self::Count,
-            Field::LastError => Self::Error,
-            Field::SentAt => Self::Sent,
-            _ => Self::Text,
-        }
-    }
-}
-
-/// The types of a database.
-pub(super) trait Types {
-    /// Those that will do; none: any.
-    fn allowed(&self, need: Need) -> &'static [&'static str];
-    /// Whether values of this column can be row ids.
-    fn is_integer(&self, column: &Column) -> bool;
-    /// Whether values of this column are true or false.
-    fn is_flag(&self, column: &Column) -> bool;
-    /// The type of a time, in statements for a person.
-    fn time(&self) -> &'static str;
-    /// The type of a number that the database counts, for rows that are there as well; `None`: no such column can be added.
-    fn counter(&self) -> Option<&'static str>;
-    /// How many bytes of a key the table of row numbers takes; `None`: any number.
-    fn longest_key(&self, _key: &Column) -> Option<u32> {
-        None
-    }
-
-    /// Whether `Name` and `name` are the same column.
-    fn ignores_case(&self) -> bool {
-        true
-    }
-
-    /// The table's name in statements for a person.
-    fn table(&self, table: &TableName) -> String {
-        table.to_string()
-    }
-}
+pub(super) use super::types::{Need, Types};
 
 /// Where a value comes from.
 #[derive(Debug, Clone, PartialEq, Eq)]

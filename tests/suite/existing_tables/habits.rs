@@ -1,6 +1,8 @@
 //! Tables with habits of their own: of the Go library Watermill, and of SQLite without `AUTOINCREMENT`.
 
-use super::{migrate, with};
+use sqlx::{Connection as _, Executor as _, PgConnection};
+
+use super::{DEBEZIUM, insert_event, migrate, with};
 use crate::outbox::{Outbox, SECOND};
 use crate::support::{Consumer, until};
 
@@ -49,6 +51,29 @@ async fn a_watermill_table_is_relayed() {
         outbox.db.number("SELECT count(*) FROM watermill_orders").await == 0
     })
     .await;
+}
+
+/// Another relay is at the numbers, so that this one cannot look: what it has not seen is not "nothing there".
+#[tokio::test(flavor = "multi_thread")]
+async fn a_drain_does_not_end_before_rows_without_a_number_were_looked_for() {
+    let outbox = Outbox::without_tables("postgres", &["Order.Made"]).await;
+    outbox.db.run(super::debezium("postgres")).await;
+    migrate(&outbox, DEBEZIUM).await;
+    let mut other = PgConnection::connect(&outbox.database_url).await.expect("a connection");
+    let lock = "BEGIN; SELECT pg_advisory_xact_lock(hashtextextended('outboxevent', 122550254464888))";
+    other.execute(lock).await.expect("locked");
+    insert_event(&outbox, "postgres", "1", "Made", "'{}'").await;
+    let mut relay = with(&outbox, DEBEZIUM).env("RELAY_SHUTDOWN_DRAIN", "true").spawn();
+    let polls = "outbox_relay_polls_total{outcome=\"empty\"}";
+    let before = relay.wait_metric(polls, |polls| polls > 1.0, 20 * SECOND).await;
+    relay.sigterm();
+    relay
+        .wait_metric(polls, |polls| polls > before + 10.0, 20 * SECOND)
+        .await;
+    other.execute("COMMIT").await.expect("released");
+    let status = relay.wait(30 * SECOND).await;
+    assert!(status.success(), "{}", relay.log_text());
+    assert_eq!(outbox.db.number("SELECT count(*) FROM outboxevent").await, 0);
 }
 
 /// Once its row is deleted, an id is given again: what is known of the old row must not be taken for the new one.

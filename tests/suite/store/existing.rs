@@ -136,6 +136,10 @@ macro_rules! wrapped {
                 self.0.refuse_inserts(table)
             }
 
+            fn slow_inserts(&self, table: &str) -> Vec<String> {
+                self.0.slow_inserts(table)
+            }
+
             fn allow_inserts(&self) -> &'static str {
                 self.0.allow_inserts()
             }

@@ -40,6 +40,16 @@ pub(crate) trait Harness: Send + Sync + Sized {
         ]
     }
 
+    /// A trigger on inserts into a table, each of which takes longer than two seconds while there is a row in `slow`.
+    fn slow_inserts(&self, table: &str) -> Vec<String> {
+        vec![
+            "CREATE FUNCTION wait() RETURNS trigger LANGUAGE plpgsql AS
+                 $$ BEGIN PERFORM pg_sleep(3) FROM slow; RETURN NEW; END $$"
+                .to_owned(),
+            format!("CREATE TRIGGER slow BEFORE INSERT ON {table} FOR EACH ROW EXECUTE FUNCTION wait()"),
+        ]
+    }
+
     fn allow_inserts(&self) -> &'static str {
         "DROP TRIGGER refused"
     }

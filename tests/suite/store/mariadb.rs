@@ -64,6 +64,12 @@ impl Harness for MariaDb {
         )]
     }
 
+    fn slow_inserts(&self, table: &str) -> Vec<String> {
+        vec![format!(
+            "CREATE TRIGGER slow BEFORE INSERT ON {table} FOR EACH ROW DO sleep((SELECT 3 * count(*) FROM slow))"
+        )]
+    }
+
     fn uuid_version(&self) -> usize {
         1
     }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use outbox_relay::config::OnSent;
 use outbox_relay::message::{OutboxRow, RowId};
-use outbox_relay::store::{NextStep, Shares, Store};
+use outbox_relay::store::{NextStep, Shares, Store, StoreOptions};
 use sqlx::{AssertSqlSafe, Executor as _};
 
 use crate::store::existing::Numbered;
@@ -43,6 +43,7 @@ macro_rules! everywhere {
 everywhere! {
     one_head_numbers_and_reads
     what_fails_behind_rows_does_not_lose_them
+    a_look_that_takes_too_long_is_followed_by_one_without_order
     writers_marks_failures_and_tidying_at_once_lose_and_keep_nothing
 }
 
@@ -103,6 +104,42 @@ async fn what_fails_behind_rows_does_not_lose_them<H: Harness>() {
     db.execute(db.allow_inserts()).await;
     until("it succeeds", WAIT, async || {
         bodies(&after(&store, last).await) == [3] && !store.owes_a_look()
+    })
+    .await;
+}
+
+async fn a_look_that_takes_too_long_is_followed_by_one_without_order<H: Harness>() {
+    let db = Numbered::<H>::fresh().await;
+    db.migrated().await;
+    let store = db.store_with(StoreOptions {
+        timeout: Duration::from_secs(2),
+        ..options("outbox", OnSent::Mark)
+    });
+    db.execute("CREATE TABLE slow (s int)").await;
+    for sql in db.slow_inserts("outbox_relay_positions") {
+        db.execute(&sql).await;
+    }
+    let insert = async |n: i64| {
+        let (one, two) = (db.in_seconds(-n), db.in_seconds(-n - 1));
+        let next = n + 1;
+        db.execute(&format!(
+            "INSERT INTO outbox (routing_key, payload, created_at) VALUES ('r', '{n}', {one}), ('r', '{next}', {two})"
+        ))
+        .await;
+    };
+    insert(1).await;
+    assert_eq!(bodies(&after(&store, 0).await), [2, 1], "by the time of their creation");
+    db.execute("INSERT INTO slow VALUES (1)").await;
+    insert(3).await;
+    let last = after(&store, 0).await;
+    assert_eq!(bodies(&last), [2, 1], "rows that are there are not lost");
+    let last = last[1].id.0;
+    db.execute("DELETE FROM slow").await;
+    until("they are found as they come", WAIT, async || {
+        let rows = store.head(RowId(last), 10, ALL).await.unwrap_or_default();
+        let found = bodies(&rows);
+        assert!(found.is_empty() || found == [3, 4], "{found:?}");
+        !found.is_empty()
     })
     .await;
 }
