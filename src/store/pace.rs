@@ -92,10 +92,10 @@ impl Pace {
         let mut rest = span * REST;
         match numbered {
             Ok(Some(rows)) => {
-                state.owed = false;
+                // Of those that were found there may be more, and other relays have theirs to read.
+                state.owed = *rows > 0;
                 state.hurried &= *rows >= at_once.unsigned_abs();
-                // There may be more of them.
-                if *rows > 0 {
+                if state.owed {
                     rest = Duration::ZERO;
                 }
             }
@@ -191,10 +191,10 @@ mod tests {
         assert!(!pace.is_owed());
         assert_eq!(pace.begin(), Some(false));
         ended(&pace, 60, Ok(Some(1)));
-        assert!(!pace.is_owed(), "it has seen everything");
+        assert!(pace.is_owed());
         assert_eq!(pace.begin(), Some(false), "there may be more");
         ended(&pace, 60, Ok(Some(0)));
-        assert!(!pace.is_owed());
+        assert!(!pace.is_owed(), "it has seen everything");
         assert!(pace.begin().is_none() && pace.is_owed(), "it rests");
         for unsuccessful in [Ok(None), too_late()] {
             let pace = Pace::new(Duration::from_secs(60));

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use sqlx::mysql::MySqlConnection;
 use sqlx::{Connection as _, Executor as _, Row as _};
+use tracing::warn;
 
 use super::error::is_locked;
 use super::statements::{self, Statements};
@@ -13,7 +14,7 @@ use crate::store::layout::Layout;
 use crate::store::pace::{NUMBERED_AT_ONCE, TidyWalk, warn_of_numbers};
 use crate::store::slot::Slot;
 use crate::store::source::{Dialect as _, Target};
-use crate::store::values::decode;
+use crate::store::values::{decode, decode_one};
 use crate::store::{Holder, StoreError};
 
 impl MySql {
@@ -64,6 +65,7 @@ impl MySql {
         };
         if layout.numbered {
             warn_of_numbers(table, &layout.key);
+            self.warn_of_forgotten_numbers().await?;
         }
         let target = Target::new(table, &layout, &source::MySql);
         let index = match layout.numbered {
@@ -108,6 +110,20 @@ impl MySql {
         Ok(inspect::index_of_unsent(&columns, target))
     }
 
+    /// A number that is given twice, because the server forgot the first time in a crash, marks a row that was not sent.
+    async fn warn_of_forgotten_numbers(&self) -> Result<(), StoreError> {
+        let asked = sqlx::query("SELECT CAST(@@innodb_flush_log_at_trx_commit AS SIGNED)");
+        let at_commit: i64 = decode_one(&self.rows(&self.read, asked).await?, |row| row.try_get(0))?;
+        if at_commit != 1 {
+            warn!(
+                innodb_flush_log_at_trx_commit = at_commit,
+                "a crash of the server can make it give a row's number to another one, which would then count as sent: set it to 1, \
+                 or name a column of whole numbers in RELAY_COLUMN_ID"
+            );
+        }
+        Ok(())
+    }
+
     /// Numbers rows that have none yet; true: there were some.
     pub(super) async fn number_rows(&self, statements: &Statements) -> Result<bool, StoreError> {
         let Some(number) = &statements.number else {
@@ -124,7 +140,9 @@ impl MySql {
                     match connection.fetch_optional(self.query(&number.lock)).await {
                         Ok(Some(_)) => {}
                         // The first time.
-                        Ok(None) => drop(connection.execute(self.query(&number.make_lock)).await?),
+                        Ok(None) => {
+                            connection.execute(self.query(&number.make_lock)).await?;
+                        }
                         Err(error) if is_locked(&error) => return Ok(None),
                         Err(error) => return Err(error),
                     }

@@ -59,14 +59,6 @@ impl Harness for Sqlite {
         )]
     }
 
-    fn slow_inserts(&self, table: &str) -> Vec<String> {
-        vec![format!(
-            "CREATE TRIGGER slow BEFORE INSERT ON {table} WHEN EXISTS (SELECT 1 FROM slow) BEGIN
-                 SELECT count(*) FROM (WITH RECURSIVE c(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM c WHERE n < 30000000)
-                     SELECT n FROM c); END"
-        )]
-    }
-
     async fn make_writable(&self, table: &str, columns: &[(&str, &str)]) {
         let mut values = Vec::new();
         for (there, here) in columns {
@@ -109,8 +101,6 @@ impl Sqlite {
         SqliteConnectOptions::new()
             .filename(self.file())
             .create_if_missing(true)
-            // A statement that was given up holds its lock to its end.
-            .busy_timeout(Duration::from_secs(30))
             .connect()
             .await
             .expect("a connection")
