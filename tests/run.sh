@@ -16,7 +16,7 @@ END
 }
 
 # postgresql, mariadb-server, rabbitmq-server: the servers. pgbouncer: a pooler. erlang-base: its erl_call, with which tests
-# steer a broker. faketime: wrong clocks. procps: its kill, for signals by name. gcc, libc6-dev: to build.
+# steer a broker. faketime: wrong clocks. procps: its kill, for signals by name. gcc, libc6-dev, make: to build.
 packages=(postgresql pgbouncer mariadb-server rabbitmq-server erlang-base faketime procps)
 
 main() {
@@ -28,6 +28,7 @@ main() {
     # shellcheck source=deploy/quickstart/debian.sh
     . deploy/quickstart/debian.sh
     command -v cc >/dev/null || packages+=(gcc libc6-dev)
+    command -v make >/dev/null || packages+=(make)
     install_packages "${packages[@]}"
     if [ "${1-}" = --install-only ]; then
         say "Everything the tests need is installed"

@@ -255,27 +255,39 @@ impl Plan {
             return Some(self.head_at);
         }
         let room = dispatcher.room() > 0;
-        let head = room.then_some(self.head_at);
+        let head = (self.head_limit(dispatcher) > 0).then_some(self.head_at);
         let sweep = room.then_some(self.sweep_at);
         let probe = self.holes.any_through(self.cursor).then_some(self.probe_at);
         [head, sweep, probe].into_iter().flatten().min()
     }
 
     fn head(&mut self, dispatcher: &Dispatcher, now: Time) -> Option<Read> {
-        let room = dispatcher.room();
-        if room == 0 || now < self.head_at {
+        let limit = self.head_limit(dispatcher);
+        if limit == 0 || now < self.head_at {
             return None;
         }
         if self.ask_first && self.tells_changes {
             return Some(Read::Changed);
         }
         self.wanted = false;
-        let limit = u32::try_from(room).unwrap_or(u32::MAX).min(self.poll.batch_size);
         Some(Read::Head {
             after: self.cursor,
             limit,
             shares: self.shares.clone()?,
         })
+    }
+
+    /// How many new rows are read at once. Nothing while there is enough to publish and no room for a full page: three
+    /// small pages cost the database more than a large one.
+    fn head_limit(&self, dispatcher: &Dispatcher) -> u32 {
+        let limit = u32::try_from(dispatcher.room())
+            .unwrap_or(u32::MAX)
+            .min(self.poll.batch_size);
+        if limit < self.poll.batch_size && dispatcher.has_window_ready() {
+            0
+        } else {
+            limit
+        }
     }
 
     fn back(&mut self, dispatcher: &Dispatcher, now: Time) -> Option<Read> {

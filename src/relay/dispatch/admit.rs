@@ -25,6 +25,12 @@ impl Dispatcher {
         }
     }
 
+    /// Whether a whole window of rows, or of keys with rows, can go as soon as lanes are free.
+    pub fn has_window_ready(&self) -> bool {
+        let pinned: usize = self.pinned.iter().map(VecDeque::len).sum();
+        self.ready.len() + pinned >= self.settings.in_flight
+    }
+
     /// A read of the table begins. At most one is under way.
     pub fn read_started(&mut self) {
         self.reading = true;
