@@ -124,6 +124,25 @@ fn pipelined_rows_of_a_key_go_together_and_stay_on_their_lane_while_any_is_in_fl
 }
 
 #[test]
+fn a_pipelined_key_has_the_whole_window_while_nothing_else_can_go() {
+    let connected = || {
+        connected(Settings {
+            rows_per_key: 100,
+            ..settings(Ordering::Pipelined)
+        })
+    };
+    let many: Vec<_> = (1..31).map(|id| row(id, "a")).collect();
+    let mut dispatcher = connected();
+    dispatcher.admit(many.clone(), NOW);
+    assert_eq!(go(&mut dispatcher, 0).len(), 20, "the shares of both lanes");
+    let mut dispatcher = connected();
+    let others = (31..61).map(|id| row(id, &id.to_string())).collect();
+    dispatcher.admit([many, others].concat(), NOW);
+    assert_eq!(go(&mut dispatcher, 0).len(), 10);
+    assert_eq!(go(&mut dispatcher, 1).len(), 10);
+}
+
+#[test]
 fn a_refused_row_holds_up_its_key_until_its_time_comes_and_nothing_else() {
     let mut dispatcher = connected(settings(Ordering::Strict));
     dispatcher.admit(vec![row(1, "a"), row(2, "a"), row(3, "b")], NOW);
