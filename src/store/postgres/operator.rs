@@ -33,7 +33,8 @@ FROM (SELECT pg_get_expr(x.indpred, x.indrelid) AS predicate
       JOIN pg_catalog.pg_attribute AS a ON a.attrelid = x.indrelid AND a.attnum = x.indkey[0] AND a.attname = 'id'
       WHERE x.indrelid = to_regclass($1) AND x.indisvalid) AS i";
 
-/// The table's own settings stand in `reloptions`, the server's hold where there are none.
+/// The table's own settings stand in `reloptions`, the server's hold where there are none. Of a partitioned table: the
+/// partition with the most dead rows.
 const VACUUM: &str = "\
 SELECT coalesce((o.own ->> 'autovacuum_enabled')::boolean, true) AND current_setting('autovacuum')::boolean,
        coalesce(pg_stat_get_dead_tuples(c.oid), 0)::bigint,
@@ -43,7 +44,9 @@ SELECT coalesce((o.own ->> 'autovacuum_enabled')::boolean, true) AND current_set
        date_part('epoch', now() - greatest(pg_stat_get_last_vacuum_time(c.oid), pg_stat_get_last_autovacuum_time(c.oid)))
 FROM pg_catalog.pg_class AS c,
      LATERAL (SELECT jsonb_object_agg(option_name, option_value) AS own FROM pg_options_to_table(c.reloptions)) AS o
-WHERE c.oid = to_regclass($1)";
+WHERE (c.oid = to_regclass($1) AND c.relkind <> 'p')
+   OR c.oid IN (SELECT relid FROM pg_partition_tree(to_regclass($1)) WHERE isleaf)
+ORDER BY 2 DESC LIMIT 1";
 
 impl Postgres {
     async fn ask(&self, sql: String) -> Result<Vec<PgRow>, StoreError> {
