@@ -44,7 +44,7 @@ pub(super) const OPEN: &str = "o.sent_at IS NULL AND o.dead_at IS NULL
 AND (o.sent_at IS NULL OR to_tsvector('pg_catalog.simple'::regconfig, o.id::text) IS NULL)";
 
 /// The share of a row: equal to `share_of`. UTF-8 whatever the encoding of the database.
-const SHARE: &str = "get_byte(decode(md5(convert_to(coalesce(o.ordering_key, o.id::text), 'UTF8')), 'hex'), 0)";
+const SHARE: &str = "get_byte(sha256(convert_to(coalesce(o.ordering_key, o.id::text), 'UTF8')), 0)";
 
 /// Seconds to wait, as a float, in which `infinity` is a number like others (intervals cannot hold it).
 pub(super) const DUE: &str = "coalesce(date_part('epoch', greatest(o.available_at, o.next_attempt_at)) \
