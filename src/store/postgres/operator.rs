@@ -9,7 +9,7 @@ use sqlx::postgres::PgRow;
 use sqlx::{Row as _, TypeInfo as _, ValueRef as _};
 
 use super::rows::text;
-use super::statements::{DUE, OPEN, Size};
+use super::statements::{DEAD, DUE, OPEN, Size};
 use super::{Postgres, decode, decode_one, lease_dialect};
 use crate::message::RowId;
 use crate::store::operator::rows::{Cells, dead_letter, owner, reason, waiting_key};
@@ -19,10 +19,6 @@ use crate::store::operator::{
 };
 use crate::store::values::{count, raw, seconds, span};
 use crate::store::{StoreError, leases};
-
-/// Dead letters. The last line says nothing new, but keeps the planner on their partial index; see [`OPEN`].
-const DEAD: &str = "o.dead_at IS NOT NULL AND o.sent_at IS NULL
-AND (o.dead_at IS NOT NULL OR to_tsvector('pg_catalog.simple'::regconfig, o.id::text) IS NULL)";
 
 /// Any index of the right rows will do, whatever its name.
 const INDEXES: &str = "\
