@@ -33,9 +33,9 @@ async fn a_purge_keeps_up_and_disturbs_nobody(outbox: Outbox) {
     while relay.metric("outbox_relay_rows_purged_total").await.unwrap_or_default() < OLD as f64 {
         assert!(begun.elapsed() < 90 * SECOND, "the purge does not keep up");
         let insert = Instant::now();
-        outbox.insert(inserted, 50, 10).await;
+        outbox.insert(inserted, 20, 1_000).await;
         longest = longest.max(insert.elapsed());
-        inserted += 50;
+        inserted += 20;
     }
     println!(
         "{OLD} rows purged in {:?}, {inserted} inserted meanwhile",

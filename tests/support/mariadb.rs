@@ -204,6 +204,8 @@ impl MariaDb {
         };
         let args = args.iter().chain(&self.options).map(String::as_str);
         let args: Vec<&str> = args.chain(own.iter().copied()).collect();
+        // Of a MySQL that was killed: it holds while its process has not been collected yet.
+        let _ = std::fs::remove_file(self.guard.dir().join("socket.lock"));
         let pid = self.guard.start(&[], &needed(program), &args);
         self.pid.store(pid, Ordering::Relaxed);
 

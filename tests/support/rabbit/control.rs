@@ -127,11 +127,13 @@ impl Rabbit {
     /// Messages that a quorum queue holds, delivered and not acknowledged ones included; `None` while it does not answer.
     pub async fn messages_in(&self, vhost: &str, queue: &str) -> Option<u64> {
         let (vhost, queue) = (binary(&vhost_name(vhost)), binary(queue));
+        // RabbitMQ 4.3 cannot be asked so before the queue's first command.
         let count = format!(
             "{{ok, Q}} = rabbit_amqqueue:lookup(rabbit_misc:r({vhost}, queue, {queue})), \
-             case ra:leader_query(amqqueue:get_pid(Q), fun rabbit_fifo:query_messages_total/1) of \
+             try ra:leader_query(amqqueue:get_pid(Q), fun rabbit_fifo:query_messages_total/1) of \
                  {{ok, {{_, N}}, _}} -> N; \
                  _ -> unknown \
+             catch _:_ -> unknown \
              end"
         );
         self.eval(&count).await.parse().ok()
