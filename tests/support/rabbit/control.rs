@@ -127,13 +127,15 @@ impl Rabbit {
     /// Messages that a quorum queue holds, delivered and not acknowledged ones included; `None` while it does not answer.
     pub async fn messages_in(&self, vhost: &str, queue: &str) -> Option<u64> {
         let (vhost, queue) = (binary(&vhost_name(vhost)), binary(queue));
-        // RabbitMQ 4.3 cannot be asked so before the queue's first command.
+        // Functions by name are new in 4.x, and from 4.3 on no others are taken.
         let count = format!(
             "{{ok, Q}} = rabbit_amqqueue:lookup(rabbit_misc:r({vhost}, queue, {queue})), \
-             try ra:leader_query(amqqueue:get_pid(Q), fun rabbit_fifo:query_messages_total/1) of \
+             Ask = fun(Total) -> ra:leader_query(amqqueue:get_pid(Q), Total) end, \
+             Answer = try Ask(fun rabbit_fifo:query_messages_total/1) \
+                      catch error:function_clause -> Ask({{rabbit_fifo, query_messages_total, []}}) end, \
+             case Answer of \
                  {{ok, {{_, N}}, _}} -> N; \
                  _ -> unknown \
-             catch _:_ -> unknown \
              end"
         );
         self.eval(&count).await.parse().ok()
