@@ -6,7 +6,7 @@
 set -euo pipefail
 
 enter() {
-    local tree=$1 folder
+    local tree=$1 folder status=0 others
     shift
     mount -t proc proc "$tree/proc"
     mount --rbind /dev "$tree/dev"
@@ -19,7 +19,14 @@ enter() {
     done
     # Not `exec`: as the first process of its namespace this shell collects what its descendants leave behind.
     chroot "$tree" env --chdir="$PWD" --unset=LD_LIBRARY_PATH --unset=TMPDIR HOME=/root \
-        PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin "$@"
+        PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin "$@" || status=$?
+    # The guards of the test's servers end them and remove their folders, which takes a moment; then the namespace ends.
+    for _ in {1..100}; do
+        others=("$tree"/proc/[0-9]*)
+        ((${#others[@]} > 1)) || break
+        sleep 0.1
+    done
+    exit "$status"
 }
 
 if [ "$1" = --entered ]; then
