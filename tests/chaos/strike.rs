@@ -3,9 +3,9 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use sqlx::{Connection, Executor, PgConnection};
 use tokio::time::sleep;
 
+use crate::database::Session;
 use crate::faults::{Kind, Planned, Record};
 use crate::ledger::Ledger;
 use crate::stage::{Place, QUEUE, Stage};
@@ -20,7 +20,7 @@ const RECOVERY: Duration = Duration::from_secs(10);
 /// From the beginning of the fault to its end.
 pub(crate) async fn strike(stage: Arc<Stage>, record: Record, ledger: Ledger, plan: Planned) {
     let number = record.began(&plan);
-    let (rabbit, postgres) = (&stage.rabbit, &stage.postgres);
+    let (rabbit, database) = (&stage.rabbit, &stage.database);
     let place = &stage.places[plan.relay];
     match plan.kind {
         Kind::RelayKill => replace(&stage, place, plan.lasts, false).await.map_or((), drop),
@@ -91,13 +91,13 @@ pub(crate) async fn strike(stage: Arc<Stage>, record: Record, ledger: Ledger, pl
             stage.declare().await;
         }
         Kind::DatabaseKill => {
-            postgres.kill9().await;
+            database.kill9().await;
             sleep(plan.lasts / 4).await;
-            postgres.start_again().await;
+            database.start_again().await;
         }
-        Kind::DatabaseTerminate => postgres.terminate_backends().await,
+        Kind::DatabaseTerminate => database.close_connections().await,
         // Whoever has the table may be away as well, which ends the lock.
-        Kind::DatabaseLock => drop(lock_table(&stage.database_url, plan.lasts).await),
+        Kind::DatabaseLock => drop(lock_table(&stage, plan.lasts).await),
         Kind::BrokerLineCut => {
             place.broker_line.refuse(true);
             place.broker_line.cut();
@@ -143,12 +143,7 @@ async fn replace(stage: &Stage, place: &Place, pause: Duration, cleanly: bool) -
     Some(status)
 }
 
-/// As DDL does, which gives up when a transaction holds the table for too long: until then everybody waits behind it.
-async fn lock_table(url: &str, lasts: Duration) -> Result<(), sqlx::Error> {
-    let mut session = PgConnection::connect(url).await?;
-    session.execute("SET lock_timeout = '4s'; BEGIN").await?;
-    session.execute("LOCK TABLE outbox IN ACCESS EXCLUSIVE MODE").await?;
-    sleep(lasts).await;
-    session.execute("COMMIT").await?;
-    session.close().await
+async fn lock_table(stage: &Stage, lasts: Duration) -> Result<(), sqlx::Error> {
+    let mut session = Session::connect(&stage.application_url, "chaos-ddl").await?;
+    session.lock_table(lasts).await
 }

@@ -5,6 +5,7 @@ mod leasing;
 mod mariadb;
 mod mariadb_faults;
 mod operating;
+mod plans;
 mod postgres;
 mod postgres_faults;
 mod reading;

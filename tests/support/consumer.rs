@@ -108,7 +108,7 @@ impl Received {
         let mut properties = delivery.properties;
         if let Some(headers) = properties.headers() {
             // The broker's own, on what it delivers again.
-            let own = |name: &ShortString| name.as_str() == "x-delivery-count";
+            let own = |name: &ShortString| ["x-delivery-count", "x-acquired-count"].contains(&name.as_str());
             let others = headers.inner().iter().filter(|(name, _)| !own(name));
             let others: BTreeMap<_, _> = others.map(|(name, value)| (name.clone(), value.clone())).collect();
             properties = properties.with_headers(others.into());

@@ -69,23 +69,28 @@ impl MySql {
 
     /// The lowest of these rows that are wanted dead letters.
     async fn dead_among(&self, ids: &[i64], wanted: &Wanted, limit: usize) -> Result<Vec<DeadLetter>, StoreError> {
+        let table = &self.table;
+        // The rows are found first, and then read: to be sorted they must be small, see `fetch`.
         let sql: Arc<str> = format!(
             "SELECT CAST(o.id AS SIGNED), o.message_id, o.exchange, o.routing_key, o.ordering_key, o.type, o.content_type,
                     o.headers, o.properties, CAST(octet_length(o.payload) AS SIGNED),
                     CAST(coalesce(o.attempts, 0) AS SIGNED), o.last_error, {CREATED} / 1e6, {DEAD_AT} / 1e6
-             FROM {LISTED} {} AS o ON o.id = w.id WHERE {DEAD}{}{} ORDER BY o.id LIMIT {limit}",
-            self.table, wanted.ages, wanted.others
+             FROM (SELECT o.id FROM {LISTED} {table} AS o ON o.id = w.id
+                   WHERE {DEAD}{}{} ORDER BY o.id LIMIT {limit}) AS d STRAIGHT_JOIN {table} AS o ON o.id = d.id",
+            wanted.ages, wanted.others
         )
         .into();
         let texts = wanted.texts.iter();
         let query = texts.fold(self.query(&sql).bind(list(ids)), |query, text| {
             query.bind(text.as_str())
         });
-        decode(&self.rows(&self.housekeeping, query).await?, |row| {
+        let mut letters = decode(&self.rows(&self.housekeeping, query).await?, |row| {
             let created = epoch(row.double(12)?);
-            let id = message_id(row, &format!("{}:{}:{created}", self.table, row.number(0)?))?;
+            let id = message_id(row, &format!("{table}:{}:{created}", row.number(0)?))?;
             dead_letter(row, Some(id))
-        })
+        })?;
+        letters.sort_unstable_by_key(|letter| letter.id);
+        Ok(letters)
     }
 }
 

@@ -9,7 +9,7 @@ use sqlx::postgres::PgRow;
 use sqlx::{Row as _, TypeInfo as _, ValueRef as _};
 
 use super::rows::text;
-use super::statements::{DUE, OPEN, Size};
+use super::statements::{DEAD, DUE, OPEN, Size};
 use super::{Postgres, decode, decode_one, lease_dialect};
 use crate::message::RowId;
 use crate::store::operator::rows::{Cells, dead_letter, owner, reason, waiting_key};
@@ -20,10 +20,6 @@ use crate::store::operator::{
 use crate::store::values::{count, raw, seconds, span};
 use crate::store::{StoreError, leases};
 
-/// Dead letters. The last line says nothing new, but keeps the planner on their partial index; see [`OPEN`].
-const DEAD: &str = "o.dead_at IS NOT NULL AND o.sent_at IS NULL
-AND (o.dead_at IS NOT NULL OR to_tsvector('pg_catalog.simple'::regconfig, o.id::text) IS NULL)";
-
 /// Any index of the right rows will do, whatever its name.
 const INDEXES: &str = "\
 SELECT coalesce(bool_or(i.predicate LIKE '%sent_at IS NULL%dead_at IS NULL%'), false),
@@ -33,7 +29,8 @@ FROM (SELECT pg_get_expr(x.indpred, x.indrelid) AS predicate
       JOIN pg_catalog.pg_attribute AS a ON a.attrelid = x.indrelid AND a.attnum = x.indkey[0] AND a.attname = 'id'
       WHERE x.indrelid = to_regclass($1) AND x.indisvalid) AS i";
 
-/// The table's own settings stand in `reloptions`, the server's hold where there are none.
+/// The table's own settings stand in `reloptions`, the server's hold where there are none. Of a partitioned table: the
+/// partition with the most dead rows.
 const VACUUM: &str = "\
 SELECT coalesce((o.own ->> 'autovacuum_enabled')::boolean, true) AND current_setting('autovacuum')::boolean,
        coalesce(pg_stat_get_dead_tuples(c.oid), 0)::bigint,
@@ -43,7 +40,9 @@ SELECT coalesce((o.own ->> 'autovacuum_enabled')::boolean, true) AND current_set
        date_part('epoch', now() - greatest(pg_stat_get_last_vacuum_time(c.oid), pg_stat_get_last_autovacuum_time(c.oid)))
 FROM pg_catalog.pg_class AS c,
      LATERAL (SELECT jsonb_object_agg(option_name, option_value) AS own FROM pg_options_to_table(c.reloptions)) AS o
-WHERE c.oid = to_regclass($1)";
+WHERE (c.oid = to_regclass($1) AND c.relkind <> 'p')
+   OR c.oid IN (SELECT relid FROM pg_partition_tree(to_regclass($1)) WHERE isleaf)
+ORDER BY 2 DESC LIMIT 1";
 
 impl Postgres {
     async fn ask(&self, sql: String) -> Result<Vec<PgRow>, StoreError> {
