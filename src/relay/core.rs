@@ -188,7 +188,9 @@ impl Core {
         if self.oldest_mark.is_none() && waiting > 0 {
             self.oldest_mark = Some(now);
         }
-        let due = self.oldest_mark.is_some_and(|oldest| now >= oldest + MARK_LINGER) || waiting >= MARK_BATCH;
+        // Above two windows nothing more is published.
+        let enough = MARK_BATCH.min(self.dispatcher.window());
+        let due = self.oldest_mark.is_some_and(|oldest| now >= oldest + MARK_LINGER) || waiting >= enough;
         if self.settling || !(due || self.dispatcher.failures_waiting()) {
             return;
         }

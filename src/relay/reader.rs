@@ -277,21 +277,26 @@ impl Plan {
         })
     }
 
-    /// How many new rows are read at once. Nothing while there is enough to publish and no room for a full page: three
-    /// small pages cost the database more than a large one.
+    /// How many new rows are read at once.
     fn head_limit(&self, dispatcher: &Dispatcher) -> u32 {
-        let limit = u32::try_from(dispatcher.room())
-            .unwrap_or(u32::MAX)
-            .min(self.poll.batch_size);
-        if limit < self.poll.batch_size && dispatcher.has_window_ready() {
-            0
-        } else {
-            limit
+        if self.waits_for_room(dispatcher) {
+            return 0;
         }
+        u32::try_from(dispatcher.room())
+            .unwrap_or(u32::MAX)
+            .min(self.poll.batch_size)
+    }
+
+    /// While there is enough to publish, rows are read only once a whole page of them has room: three small pages cost
+    /// the database more than a large one.
+    fn waits_for_room(&self, dispatcher: &Dispatcher) -> bool {
+        dispatcher.has_window_ready() && dispatcher.room() < self.poll.batch_size as usize
     }
 
     fn back(&mut self, dispatcher: &Dispatcher, now: Time) -> Option<Read> {
-        if let Some(from) = dispatcher.refill_from() {
+        if !self.waits_for_room(dispatcher)
+            && let Some(from) = dispatcher.refill_from()
+        {
             return self.scan(RowId(from.0.saturating_sub(1)));
         }
         if now >= self.sweep_at && dispatcher.room() > 0 {

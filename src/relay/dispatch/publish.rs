@@ -58,12 +58,15 @@ impl Dispatcher {
         }
         let share = (self.settings.in_flight / self.settings.lanes).max(1);
         let limit = share.min(self.settings.in_flight.saturating_sub(self.in_flight));
-        // A key that stays on its lane (`pipelined`) has the whole window while nothing else wants it: a small batch
-        // leaves the broker idle until its last confirm.
-        let alone = self.in_flight == 0;
+        // A key that stays on its lane (`pipelined`) has the shares of the other lanes too while nothing else wants them: a
+        // small batch leaves the broker idle until its last confirm. One share is kept for whatever comes meanwhile.
+        let alone = match self.in_flight {
+            0 => self.settings.in_flight.saturating_sub(share),
+            _ => 0,
+        };
         let mut ids = HashSet::new();
         let mut twins = Vec::new();
-        while batch.len() < limit || (alone && batch.len() < self.settings.in_flight && self.only_pinned_to(lane)) {
+        while batch.len() < limit || (batch.len() < alone && self.only_pinned_to(lane)) {
             // Alternately, so that neither keys that stay on this lane nor the others are kept waiting.
             let pinned_first = batch.len() % 2 == 0;
             let turn = match pinned_first {
