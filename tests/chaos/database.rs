@@ -103,7 +103,8 @@ impl Server {
             Self::Postgres(server) => server.terminate_backends().await,
             Self::MariaDb(server) => {
                 let clients = format!("user IN ('relay', '{WRITER}')");
-                server.kill_connections(&clients).await;
+                // A server that does not answer is a fault of its own, and serves nobody meanwhile.
+                let _ = server.kill_connections(&clients).await;
             }
         }
     }
@@ -248,17 +249,23 @@ impl Session {
     }
 
     /// Transactions of relays that are open while nothing is done in them. MariaDB and MySQL tell of transactions and of
-    /// connections at different moments: there, one that was so at the last look, too, with what was seen now.
+    /// connections at different moments: there, one older than a second that was so at the last look, too. It is told by
+    /// its connection and its start, since all that only read have the same id.
     pub(crate) async fn idle_transactions(&mut self, before: &mut HashSet<String>) -> Result<Vec<String>, sqlx::Error> {
+        if let Self::MariaDb(_) = self {
+            // Starts are told in the server's time zone.
+            self.run("SET time_zone = 'SYSTEM'").await?;
+        }
         let sql = match self {
             Self::Postgres(_) => {
                 "SELECT query FROM pg_stat_activity
                  WHERE application_name = 'outbox-relay' AND state LIKE 'idle in transaction%'"
             }
             Self::MariaDb(_) => {
-                "SELECT CAST(t.trx_id AS CHAR) FROM information_schema.innodb_trx AS t
+                "SELECT CAST(concat('connection ', p.id, ' since ', t.trx_started) AS CHAR)
+                 FROM information_schema.innodb_trx AS t
                  JOIN information_schema.processlist AS p ON p.id = t.trx_mysql_thread_id
-                 WHERE p.command = 'Sleep' AND p.user = 'relay'"
+                 WHERE p.command = 'Sleep' AND p.user = 'relay' AND t.trx_started < now() - INTERVAL 1 SECOND"
             }
         };
         let found: Vec<(String,)> = ask!(self, fetch_all, sql.to_owned())?;

@@ -100,7 +100,10 @@ async fn kills_of_relays_and_connections_lose_nothing_and_keep_the_order_of_each
             relays.push(start());
         } else {
             let mariadb = MariaDb::shared().await;
-            mariadb.kill_connections(&format!("user = '{user}'")).await;
+            mariadb
+                .kill_connections(&format!("user = '{user}'"))
+                .await
+                .expect("the server answers");
         }
         until("messages arrive, or all have", 30 * SECOND, async || {
             consumer.count() > before + 20 || writers.iter().all(|writer| writer.is_finished())

@@ -90,22 +90,22 @@ impl MariaDb {
         }
     }
 
-    /// Closes the connections that this says of the processes: `user = 'app'`.
-    pub async fn kill_connections(&self, which: &str) {
-        let mut connection = self.connect().await;
+    /// Closes the connections that this says of the processes: `user = 'app'`. Fails where the server does not answer.
+    pub async fn kill_connections(&self, which: &str) -> Result<(), sqlx::Error> {
+        let mut connection = MySqlConnection::connect(&self.url("")).await?;
         let ids = format!(
             "SELECT CAST(id AS SIGNED) FROM information_schema.processlist WHERE id <> connection_id() AND {which}"
         );
         let ids: Vec<i64> = sqlx::query_scalar(AssertSqlSafe(ids))
             .fetch_all(&mut connection)
-            .await
-            .unwrap_or_else(|e| panic!("{:?}: {e}", self.product));
+            .await?;
         for id in ids {
             // One that has ended meanwhile is an error, and as well.
             let kill = sqlx::raw_sql(AssertSqlSafe(format!("KILL {id}")));
             let _ = kill.execute(&mut connection).await;
         }
         let _ = connection.close().await;
+        Ok(())
     }
 
     /// Runs one statement with all rights, in no database.
