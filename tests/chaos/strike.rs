@@ -9,7 +9,6 @@ use crate::database::Session;
 use crate::faults::{Kind, Planned, Record};
 use crate::ledger::Ledger;
 use crate::stage::{Place, QUEUE, Stage};
-use crate::support::until;
 
 /// A relay ends within its grace of 20 s, and some seconds to close its connections.
 const STOP_TIME: Duration = Duration::from_secs(40);
@@ -75,18 +74,11 @@ pub(crate) async fn strike(stage: Arc<Stage>, record: Record, ledger: Ledger, pl
         }
         Kind::QueueDelete => {
             stage.unbind().await;
-            // What the queue still held would be lost with it, by the broker's hand: nothing could be said of it.
-            // For a second: a message that was routed before may still be on its way to the queue.
-            let mut empty_since = None;
-            until("the queue is empty", STOP_TIME, async || {
-                if rabbit.messages_in(&stage.amqp_url, QUEUE).await != Some(0) {
-                    empty_since = None;
-                    return false;
-                }
-                empty_since.get_or_insert_with(Instant::now).elapsed() > Duration::from_secs(1)
-            })
-            .await;
-            rabbit.delete_queue(&stage.amqp_url, QUEUE).await;
+            // What the queue still held would be lost with it, by the broker's hand: nothing could be said of it. Where
+            // its consumer does not get it empty, only the binding was missing.
+            if tokio::time::timeout(STOP_TIME, emptied(&stage)).await.is_ok() {
+                rabbit.delete_queue(&stage.amqp_url, QUEUE).await;
+            }
             sleep(plan.lasts).await;
             stage.declare().await;
         }
@@ -125,6 +117,18 @@ pub(crate) async fn strike(stage: Arc<Stage>, record: Record, ledger: Ledger, pl
         Kind::MachinePause => {}
     }
     record.ended(number);
+}
+
+/// Ends when the queue has been empty for a second: a message that was routed before may still be on its way to it.
+async fn emptied(stage: &Stage) {
+    let mut empty_since = None;
+    while empty_since.is_none_or(|since: Instant| since.elapsed() < Duration::from_secs(1)) {
+        match stage.rabbit.messages_in(&stage.amqp_url, QUEUE).await {
+            Some(0) => drop(empty_since.get_or_insert_with(Instant::now)),
+            _ => empty_since = None,
+        }
+        sleep(Duration::from_millis(50)).await;
+    }
 }
 
 /// Ends the relay of a place and starts another there.
