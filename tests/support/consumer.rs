@@ -232,7 +232,8 @@ async fn consume(url: &str, queue: &str, connection_number: usize, list: &Mutex<
         let received = Received::new(delivery, connection_number);
         // Recorded first: an ack that is lost costs a redelivery, never a message.
         list.lock().expect("no panic while locked").push(received);
-        acker.ack(BasicAckOptions::default()).await?;
+        // lapin's ack of a connection that just ended may never return.
+        tokio::time::timeout(STEP, acker.ack(BasicAckOptions::default())).await??;
     }
     tokio::time::timeout(STEP, connection.close(200, "quiet".into())).await??;
     Ok(())
