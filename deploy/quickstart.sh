@@ -59,6 +59,7 @@ prepare() {
     # shellcheck source=deploy/quickstart/debian.sh
     . deploy/quickstart/debian.sh
     command -v cc >/dev/null || install_packages gcc libc6-dev
+    command -v make >/dev/null || install_packages make
     [ "$1" ] || install_packages rabbitmq-server
     say "Building (some minutes the first time)"
     cargo build --release --locked --example orders --bin outbox-relay

@@ -21,7 +21,7 @@ use tokio::task::JoinSet;
 use tracing::{error, warn};
 
 use crate::broker::{Broker, Confirmed, Outcome};
-use crate::config::{Config, OnDeadLetter};
+use crate::config::{Config, OnDeadLetter, Ordering};
 use crate::health::Health;
 use crate::message::{MessageRules, RowId};
 use crate::metrics::Metrics;
@@ -280,7 +280,12 @@ fn settings(config: &Config) -> Settings {
         unmarked: 2 * in_flight,
         rows: 2 * in_flight + 2 * batch,
         stubs: STUBS,
-        rows_per_key: (in_flight / 2 + batch / 2).max(16),
+        // Of a key whose rows go one at a time, so many that the next ones are here when others are slow; of one that has
+        // the window for itself, a page more than the window.
+        rows_per_key: match config.ordering {
+            Ordering::Pipelined => in_flight + batch,
+            Ordering::Strict | Ordering::None => (in_flight / 2 + batch / 2).max(16),
+        },
         bytes: config.publish.in_flight_bytes,
     }
 }

@@ -33,12 +33,17 @@ CREATE INDEX IF NOT EXISTS {dead_index} ON {outbox} (id) WHERE dead_at IS NOT NU
 -- Every row is written twice and soon deleted. By default vacuum waits until a fifth of the table is dead, and until
 -- then the index of unsent rows is mostly entries of rows that were sent: clean up by number instead. Analyze as
 -- often, so that a backlog and its end are noticed.
-ALTER TABLE {outbox} SET (
-    autovacuum_vacuum_threshold = 10000,
-    autovacuum_vacuum_scale_factor = 0.01,
-    autovacuum_analyze_threshold = 10000,
-    autovacuum_analyze_scale_factor = 0.02
-);
+DO $settings$ BEGIN
+    ALTER TABLE {outbox} SET (
+        autovacuum_vacuum_threshold = 10000,
+        autovacuum_vacuum_scale_factor = 0.01,
+        autovacuum_analyze_threshold = 10000,
+        autovacuum_analyze_scale_factor = 0.02
+    );
+-- A table of your own that is partitioned has no storage: set them on each of its partitions.
+EXCEPTION WHEN wrong_object_type OR invalid_parameter_value THEN
+    RAISE NOTICE 'a partitioned table: its settings of autovacuum are those of each partition';
+END $settings$;
 
 COMMENT ON TABLE {outbox} IS 'Messages to be published by outbox-relay';
 COMMENT ON COLUMN {outbox}.id IS 'Order of publication within a key';

@@ -23,10 +23,10 @@ use super::{Ended, Event, Stop};
 use stop::Stopping;
 
 /// Marks wait for each other this long at the most, so that a trickle of rows does not cost one write each.
-const MARK_LINGER: Duration = Duration::from_millis(5);
+const MARK_LINGER: Duration = Duration::from_millis(10);
 
 /// Marks that are enough for a write at once.
-const MARK_BATCH: usize = 250;
+const MARK_BATCH: usize = 500;
 
 /// The loop turns at least this often.
 const LONGEST_TURN: Duration = Duration::from_secs(1);
@@ -188,7 +188,9 @@ impl Core {
         if self.oldest_mark.is_none() && waiting > 0 {
             self.oldest_mark = Some(now);
         }
-        let due = self.oldest_mark.is_some_and(|oldest| now >= oldest + MARK_LINGER) || waiting >= MARK_BATCH;
+        // Above two windows nothing more is published.
+        let enough = MARK_BATCH.min(self.dispatcher.window());
+        let due = self.oldest_mark.is_some_and(|oldest| now >= oldest + MARK_LINGER) || waiting >= enough;
         if self.settling || !(due || self.dispatcher.failures_waiting()) {
             return;
         }

@@ -274,6 +274,11 @@ impl Dispatcher {
         self.timers.peek().map(|Reverse((at, _))| *at)
     }
 
+    /// How many messages may be in flight.
+    pub fn window(&self) -> usize {
+        self.settings.in_flight
+    }
+
     /// Rows that are waiting or in flight.
     fn active(&self) -> usize {
         self.rows

@@ -260,22 +260,21 @@ impl Plan {
             return Some(self.head_at);
         }
         let room = dispatcher.room() > 0;
-        let head = room.then_some(self.head_at);
+        let head = (self.head_limit(dispatcher) > 0).then_some(self.head_at);
         let sweep = room.then_some(self.sweep_at);
         let probe = self.holes.any_through(self.cursor).then_some(self.probe_at);
         [head, sweep, probe].into_iter().flatten().min()
     }
 
     fn head(&mut self, dispatcher: &Dispatcher, now: Time) -> Option<Read> {
-        let room = dispatcher.room();
-        if room == 0 || now < self.head_at {
+        let limit = self.head_limit(dispatcher);
+        if limit == 0 || now < self.head_at {
             return None;
         }
         if self.ask_first && self.tells_changes {
             return Some(Read::Changed);
         }
         self.wanted = false;
-        let limit = u32::try_from(room).unwrap_or(u32::MAX).min(self.poll.batch_size);
         Some(Read::Head {
             after: self.cursor,
             limit,
@@ -283,8 +282,26 @@ impl Plan {
         })
     }
 
+    /// How many new rows are read at once.
+    fn head_limit(&self, dispatcher: &Dispatcher) -> u32 {
+        if self.waits_for_room(dispatcher) {
+            return 0;
+        }
+        u32::try_from(dispatcher.room())
+            .unwrap_or(u32::MAX)
+            .min(self.poll.batch_size)
+    }
+
+    /// While there is enough to publish, rows are read only once a whole page of them has room: three small pages cost
+    /// the database more than a large one.
+    fn waits_for_room(&self, dispatcher: &Dispatcher) -> bool {
+        dispatcher.has_window_ready() && dispatcher.room() < self.poll.batch_size as usize
+    }
+
     fn back(&mut self, dispatcher: &Dispatcher, now: Time) -> Option<Read> {
-        if let Some(from) = dispatcher.refill_from() {
+        if !self.waits_for_room(dispatcher)
+            && let Some(from) = dispatcher.refill_from()
+        {
             return self.scan(RowId(from.0.saturating_sub(1)));
         }
         if now >= self.sweep_at && dispatcher.room() > 0 {

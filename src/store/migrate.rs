@@ -3,7 +3,7 @@
 //! `sqlx`'s own migrator is not used: its table would be shared with the application's migrations, and it knows one
 //! set of tables a database, where several outboxes can live in one.
 
-use md5::{Digest, Md5};
+use sha2::{Digest, Sha256};
 
 use crate::config::{Mapping, TableName};
 use crate::store::leases::{members_table, shares_table};
@@ -121,14 +121,14 @@ pub(super) fn dead_index(table: &TableName) -> String {
 }
 
 /// An index's name: indexes share a name space with tables, so it is made from the table's; where that is too
-/// long, from its beginning and its md5, as two long names may begin alike.
+/// long, from its beginning and its hash, as two long names may begin alike.
 fn index_name(table: &TableName, purpose: &str) -> String {
     let suffix = format!("_relay_{purpose}");
     let name = table.name();
     if name.len() + suffix.len() <= MAX_NAME_BYTES {
         return format!("{name}{suffix}");
     }
-    let digest: String = Md5::digest(name.as_bytes())
+    let digest: String = Sha256::digest(name.as_bytes())
         .iter()
         .take(4)
         .map(|byte| format!("{byte:02x}"))

@@ -285,8 +285,10 @@ impl Store for MySql {
     async fn fetch(&self, ids: &[RowId], bytes: u64) -> Result<Vec<OutboxRow>, StoreError> {
         let statements = self.statements().await?;
         let room = i64::try_from(bytes).unwrap_or(i64::MAX);
-        self.page(self.query(&statements.fetch).bind(room).bind(list(&raw(ids))))
-            .await
+        let query = self.query(&statements.fetch).bind(room).bind(list(&raw(ids)));
+        let mut rows = self.page(query).await?;
+        rows.sort_unstable_by_key(|row| row.id);
+        Ok(rows)
     }
 
     async fn mark_sent(&self, rows: &[Confirmed]) -> Result<u64, StoreError> {

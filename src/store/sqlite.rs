@@ -1,6 +1,6 @@
 //! SQLite, in WAL mode, on the same host as the application.
 //!
-//! Writers come one at a time, so that a row never appears below ids already seen. The database has no md5: shares are
+//! Writers come one at a time, so that a row never appears below ids already seen. The database has no such hash: shares are
 //! filtered after reading, and only the ownership of the whole table reads no more than it needs.
 
 use std::sync::{Arc, Mutex, PoisonError};

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use md5::{Digest, Md5};
 use serde_json::Value;
+use sha2::{Digest, Sha256};
 use uuid::Builder;
 
 use super::{Failure, NextStep, Shares, StoreError};
@@ -22,12 +22,12 @@ const MAX_ERROR_CHARS: usize = 2_000;
 
 /// The share, below `of`, that a row belongs to: by its key, or by its id where it has none.
 ///
-/// The first byte of an md5 is the same in every version of every database, unlike its own hash functions; this is no
-/// cryptography. With `of` 1 to 256.
+/// The first byte of a SHA-256 is the same in every version of every database, unlike its own hash functions; MD5 is not to
+/// be had everywhere (MySQL 9.6, PostgreSQL under FIPS). With `of` 1 to 256.
 pub fn share_of(id: RowId, key: Option<&str>, of: u16) -> u16 {
     let digest = match key {
-        Some(key) => Md5::digest(key.as_bytes()),
-        None => Md5::digest(id.to_string().as_bytes()),
+        Some(key) => Sha256::digest(key.as_bytes()),
+        None => Sha256::digest(id.to_string().as_bytes()),
     };
     u16::from(digest[0]) % of.max(1)
 }
@@ -76,9 +76,10 @@ pub(super) fn attempts(number: i64) -> u32 {
 
 /// The id of a row whose `message_id` is null or empty: the same on every copy, as it is made from what does not change.
 pub(super) fn derived_message_id(source: &str) -> MessageId {
-    Builder::from_md5_bytes(Md5::digest(source.as_bytes()).into())
-        .into_uuid()
-        .into()
+    let digest: [u8; 32] = Sha256::digest(source.as_bytes()).into();
+    let mut bytes = [0; 16];
+    bytes.copy_from_slice(&digest[..16]);
+    Builder::from_custom_bytes(bytes).into_uuid().into()
 }
 
 /// A text column. Databases can hold text that is not UTF-8, and one such row must not stop its whole page.
@@ -207,13 +208,13 @@ mod tests {
 
     #[test]
     fn shares_split_keys_and_keyless_rows() {
-        // md5("a") begins with 0c, md5("7") with 8f.
-        assert_eq!(share_of(RowId(7), Some("a"), 16), 0x0c);
-        assert_eq!(share_of(RowId(7), None, 16), 0x0f);
+        // SHA-256 of "a" begins with ca, of "7" with 79.
+        assert_eq!(share_of(RowId(7), Some("a"), 16), 0x0a);
+        assert_eq!(share_of(RowId(7), None, 16), 0x09);
         assert_eq!(share_of(RowId(7), None, 1), 0);
         let mine = Shares::Some {
             of: 16,
-            owned: vec![12],
+            owned: vec![10],
         };
         assert!(mine.contain(RowId(7), Some("a")) && !mine.contain(RowId(7), None));
     }

@@ -130,6 +130,10 @@ pub(crate) async fn drain(stage: &mut Stage, source: Source, settings: &[(&str, 
     let command = settings
         .iter()
         .fold(command, |command, (name, value)| command.env(name, value));
+    // Other settings can be tried: `RELAY_PUBLISH_IN_FLIGHT=2000 cargo bench -- --only quorum-mark`.
+    let command = std::env::vars()
+        .filter(|(name, _)| name.starts_with("RELAY_"))
+        .fold(command, |command, (name, value)| command.env(&name, &value));
     let mut relay = command.spawn();
     let pid = relay.pid();
     // A first look once something is confirmed; the end is told by the relay itself.

@@ -1,7 +1,8 @@
 //! What the relay costs and how fast it is, beside the limit that was measured in the same run.
 //!
 //! `cargo bench` runs everything, `cargo bench -- --quick` only shows that it runs. Servers are private ones, started
-//! here; the relay is the real binary. The machine is never quiet enough for absolute figures: read the ratios.
+//! here; the relay is the real binary, and a drain's has the `RELAY_*` variables of the caller, so that other settings can
+//! be tried. The machine is never quiet enough for absolute figures: read the ratios.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)] // what goes wrong here is to be seen
 
@@ -28,6 +29,11 @@ use drain::DRAINS;
 use stage::Stage;
 use strain::STRAINS;
 use support::Kind;
+
+/// The relay's own, so that the ceiling is measured with the same.
+#[cfg(target_arch = "x86_64")]
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 #[derive(Parser)]
 struct Arguments {

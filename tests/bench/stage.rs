@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use sqlx::{AssertSqlSafe, Connection, MySqlConnection, PgConnection, SqliteConnection};
 
-use crate::support::{Kind, MariaDb, Postgres, Rabbit, Relay, RelayCommand, declare};
+use crate::support::{Kind, MariaDb, Postgres, Rabbit, Relay, RelayCommand, declare, numbers};
 
 pub(crate) const EXCHANGE: &str = "events";
 pub(crate) const ROUTING_KEY: &str = "bench";
@@ -130,8 +130,9 @@ impl Stage {
                     "INSERT INTO outbox (routing_key, ordering_key, payload)
                      SELECT '{ROUTING_KEY}', concat('key-', seq % {keys}),
                             concat(rpad(concat('{{\"n\":', seq, ',\"pad\":\"'), {}, 'x'), '\"}}')
-                     FROM seq_1_to_{rows}",
-                    BODY - 2
+                     FROM {}",
+                    BODY - 2,
+                    numbers(1, rows as i64)
                 );
                 let db = self.maria().await;
                 for statement in ["TRUNCATE outbox", &fill, "ANALYZE TABLE outbox"] {

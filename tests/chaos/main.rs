@@ -1,7 +1,8 @@
 //! Several relays on one table while everything goes wrong, and a checker of what must hold all the same.
 //!
 //! `cargo test --test chaos` takes about two minutes; by hand `cargo test --test chaos -- --minutes 20 --seed 7`. The seed
-//! gives the sequence of the faults and what the writers decide; when things happen it cannot give.
+//! gives the sequence of the faults and what the writers decide; when things happen it cannot give. `--database mariadb` runs
+//! on MariaDB (or MySQL).
 //!
 //! Not a function for the usual harness: it has arguments, it tells what it saw when all went well, too, and it ends at
 //! the first violation while the servers still run.
@@ -11,6 +12,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod database;
 mod faults;
 mod ledger;
 mod proof;
@@ -29,6 +31,7 @@ use tokio::sync::RwLock;
 use tokio::task::{JoinSet, LocalSet};
 use tokio::time::sleep;
 
+use database::Choice;
 use faults::{Record, Sequence};
 use ledger::Ledger;
 use stage::Stage;
@@ -53,6 +56,8 @@ struct Arguments {
     only: String,
     #[arg(long, default_value_t = 3)]
     relays: usize,
+    #[arg(long, value_enum, default_value_t = Choice::Postgres)]
+    database: Choice,
     /// The name of a test, as `cargo test NAME` gives to every harness
     #[arg(hide = true)]
     filter: Vec<String>,
@@ -74,9 +79,10 @@ async fn main() -> ExitCode {
     proof::checker_finds_what_it_is_for();
     let seed = arguments.seed.unwrap_or_else(|| fastrand::u64(..1_000_000));
     let minutes = arguments.minutes;
-    println!("again: cargo test --test chaos -- --seed {seed} --minutes {minutes}");
+    let database = arguments.database.name();
+    println!("again: cargo test --test chaos -- --seed {seed} --minutes {minutes} --database {database}");
 
-    let stage = Arc::new(Stage::start(arguments.relays, seed).await);
+    let stage = Arc::new(Stage::start(arguments.database, arguments.relays, seed).await);
     let record = Record::new();
     let ledger = Ledger::new(record.clone());
     let gate = Arc::new(RwLock::new(()));
@@ -91,7 +97,7 @@ async fn main() -> ExitCode {
     watching.spawn(watcher.clone().watch_database());
     let duration = Duration::from_secs_f64(minutes * 60.0);
     let longest_hold = Duration::from_secs(60).min(duration / 3);
-    let mut writing = writers::start(seed, &stage.database_url, longest_hold, &ledger, &gate);
+    let mut writing = writers::start(seed, &stage.application_url, longest_hold, &ledger, &gate);
 
     let seen = watcher.seen.clone();
     let mut run = Run {

@@ -8,7 +8,8 @@ use std::time::Duration;
 use serde_json::Value;
 use tokio::sync::Mutex;
 
-use crate::support::{Consumer, Kind, Postgres, Proxy, Rabbit, Relay, declare, unbind};
+use crate::database::{Choice, Server, Session};
+use crate::support::{Consumer, Kind, Proxy, Rabbit, Relay, declare, unbind};
 
 pub(crate) const ROUTING_KEY: &str = "chaos";
 pub(crate) const QUEUE: &str = "chaos";
@@ -33,9 +34,11 @@ const SETTINGS: [(&str, &str); 10] = [
 ];
 
 pub(crate) struct Stage {
-    pub(crate) postgres: Postgres,
+    pub(crate) database: Server,
     pub(crate) rabbit: Rabbit,
     pub(crate) database_url: String,
+    /// The same database, as others than relays log in.
+    pub(crate) application_url: String,
     pub(crate) amqp_url: String,
     pub(crate) places: Vec<Place>,
     /// Where the relays' logs are written to.
@@ -63,16 +66,17 @@ pub(crate) struct Tally {
 }
 
 impl Stage {
-    pub(crate) async fn start(relays: usize, seed: u64) -> Self {
-        // What was committed stays, whatever is killed; as a server is run.
-        let (postgres, rabbit) = tokio::join!(Postgres::start_with(&["fsync=on"]), Rabbit::start());
-        let (database_url, amqp_url) = (postgres.create_database().await, rabbit.url());
+    pub(crate) async fn start(choice: Choice, relays: usize, seed: u64) -> Self {
+        let (database, rabbit) = tokio::join!(Server::start(choice), Rabbit::start());
+        let ([database_url, application_url], amqp_url) = (database.create_database().await, rabbit.url());
         let env = [
             ("RELAY_DATABASE_URL", database_url.as_str()),
             ("RELAY_AMQP_URL", amqp_url.as_str()),
         ];
         let (status, out, err) = Relay::run_to_end(&["migrate"], &env).await;
         assert!(status.success(), "{out}{err}");
+        let mut session = Session::connect(&application_url, "chaos").await.expect("it is up");
+        session.prepare().await.expect("it runs");
         let line = |port| Proxy::start(SocketAddr::from(([127, 0, 0, 1], port)));
         let mut places = Vec::new();
         for number in 0..relays {
@@ -81,15 +85,16 @@ impl Stage {
                 starts: AtomicU32::new(0),
                 relay: Mutex::new(None),
                 broker_line: line(rabbit.port()).await,
-                database_line: line(postgres.port()).await,
+                database_line: line(database.port()).await,
             });
         }
         let logs = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("chaos-{seed}"));
         std::fs::create_dir_all(&logs).expect("the target folder is writable");
         let stage = Self {
-            postgres,
+            database,
             rabbit,
             database_url,
+            application_url,
             amqp_url,
             places,
             logs,

@@ -3,13 +3,12 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use sqlx::{Connection, Executor, PgConnection};
 use tokio::time::sleep;
 
+use crate::database::Session;
 use crate::faults::{Kind, Planned, Record};
 use crate::ledger::Ledger;
 use crate::stage::{Place, QUEUE, Stage};
-use crate::support::until;
 
 /// A relay ends within its grace of 20 s, and some seconds to close its connections.
 const STOP_TIME: Duration = Duration::from_secs(40);
@@ -20,7 +19,7 @@ const RECOVERY: Duration = Duration::from_secs(10);
 /// From the beginning of the fault to its end.
 pub(crate) async fn strike(stage: Arc<Stage>, record: Record, ledger: Ledger, plan: Planned) {
     let number = record.began(&plan);
-    let (rabbit, postgres) = (&stage.rabbit, &stage.postgres);
+    let (rabbit, database) = (&stage.rabbit, &stage.database);
     let place = &stage.places[plan.relay];
     match plan.kind {
         Kind::RelayKill => replace(&stage, place, plan.lasts, false).await.map_or((), drop),
@@ -75,29 +74,22 @@ pub(crate) async fn strike(stage: Arc<Stage>, record: Record, ledger: Ledger, pl
         }
         Kind::QueueDelete => {
             stage.unbind().await;
-            // What the queue still held would be lost with it, by the broker's hand: nothing could be said of it.
-            // For a second: a message that was routed before may still be on its way to the queue.
-            let mut empty_since = None;
-            until("the queue is empty", STOP_TIME, async || {
-                if rabbit.messages_in(&stage.amqp_url, QUEUE).await != Some(0) {
-                    empty_since = None;
-                    return false;
-                }
-                empty_since.get_or_insert_with(Instant::now).elapsed() > Duration::from_secs(1)
-            })
-            .await;
-            rabbit.delete_queue(&stage.amqp_url, QUEUE).await;
+            // What the queue still held would be lost with it, by the broker's hand: nothing could be said of it. Where
+            // its consumer does not get it empty, only the binding was missing.
+            if tokio::time::timeout(STOP_TIME, emptied(&stage)).await.is_ok() {
+                rabbit.delete_queue(&stage.amqp_url, QUEUE).await;
+            }
             sleep(plan.lasts).await;
             stage.declare().await;
         }
         Kind::DatabaseKill => {
-            postgres.kill9().await;
+            database.kill9().await;
             sleep(plan.lasts / 4).await;
-            postgres.start_again().await;
+            database.start_again().await;
         }
-        Kind::DatabaseTerminate => postgres.terminate_backends().await,
+        Kind::DatabaseTerminate => database.close_connections().await,
         // Whoever has the table may be away as well, which ends the lock.
-        Kind::DatabaseLock => drop(lock_table(&stage.database_url, plan.lasts).await),
+        Kind::DatabaseLock => drop(lock_table(&stage, plan.lasts).await),
         Kind::BrokerLineCut => {
             place.broker_line.refuse(true);
             place.broker_line.cut();
@@ -127,6 +119,18 @@ pub(crate) async fn strike(stage: Arc<Stage>, record: Record, ledger: Ledger, pl
     record.ended(number);
 }
 
+/// Ends when the queue has been empty for a second: a message that was routed before may still be on its way to it.
+async fn emptied(stage: &Stage) {
+    let mut empty_since = None;
+    while empty_since.is_none_or(|since: Instant| since.elapsed() < Duration::from_secs(1)) {
+        match stage.rabbit.messages_in(&stage.amqp_url, QUEUE).await {
+            Some(0) => drop(empty_since.get_or_insert_with(Instant::now)),
+            _ => empty_since = None,
+        }
+        sleep(Duration::from_millis(50)).await;
+    }
+}
+
 /// Ends the relay of a place and starts another there.
 async fn replace(stage: &Stage, place: &Place, pause: Duration, cleanly: bool) -> Option<std::process::ExitStatus> {
     let mut slot = place.relay.lock().await;
@@ -143,12 +147,7 @@ async fn replace(stage: &Stage, place: &Place, pause: Duration, cleanly: bool) -
     Some(status)
 }
 
-/// As DDL does, which gives up when a transaction holds the table for too long: until then everybody waits behind it.
-async fn lock_table(url: &str, lasts: Duration) -> Result<(), sqlx::Error> {
-    let mut session = PgConnection::connect(url).await?;
-    session.execute("SET lock_timeout = '4s'; BEGIN").await?;
-    session.execute("LOCK TABLE outbox IN ACCESS EXCLUSIVE MODE").await?;
-    sleep(lasts).await;
-    session.execute("COMMIT").await?;
-    session.close().await
+async fn lock_table(stage: &Stage, lasts: Duration) -> Result<(), sqlx::Error> {
+    let mut session = Session::connect(&stage.application_url, "chaos-ddl").await?;
+    session.lock_table(lasts).await
 }

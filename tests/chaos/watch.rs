@@ -1,19 +1,17 @@
 //! Looks on: at the consumer, the processes, the database's locks and transactions, the leases.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use sqlx::postgres::{PgConnectOptions, PgConnection};
-use sqlx::{ConnectOptions, Connection};
 use tokio::sync::RwLock;
 use tokio::time::{sleep, timeout};
 
+use crate::database::Session;
 use crate::faults::Record;
 use crate::ledger::Ledger;
 use crate::stage::Stage;
 use crate::support::Consumer;
-use crate::writers::APPLICATION_NAME;
 
 /// How often the database is looked at.
 const LOOK: Duration = Duration::from_millis(200);
@@ -88,13 +86,11 @@ impl Watcher {
 
     /// Notices what must not be in the database, and relays that end by themselves.
     pub(crate) async fn watch_database(self) {
-        let options: PgConnectOptions = self.stage.database_url.parse().expect("a URL");
-        let options = options.application_name("chaos-watcher").disable_statement_logging();
-        let mut shares = HashMap::new();
+        let (mut shares, mut idle) = (HashMap::new(), HashSet::new());
         loop {
-            if let Ok(Ok(mut session)) = timeout(5 * PAUSE, options.connect()).await {
+            if let Ok(Ok(mut session)) = timeout(5 * PAUSE, self.connect()).await {
                 // Until the server is killed, or the connection is.
-                while let Ok(Ok(())) = timeout(5 * PAUSE, self.look(&mut session, &mut shares)).await {
+                while let Ok(Ok(())) = timeout(5 * PAUSE, self.look(&mut session, &mut idle, &mut shares)).await {
                     self.seen().looks += 1;
                     self.look_at_processes();
                     sleep(LOOK).await;
@@ -122,36 +118,27 @@ impl Watcher {
         }
     }
 
-    async fn look(&self, session: &mut PgConnection, shares: &mut Shares) -> Result<(), sqlx::Error> {
-        let idle: Vec<String> = sqlx::query_scalar(
-            "SELECT query FROM pg_stat_activity
-             WHERE application_name = 'outbox-relay' AND state LIKE 'idle in transaction%'",
-        )
-        .fetch_all(&mut *session)
-        .await?;
+    async fn connect(&self) -> Result<Session, sqlx::Error> {
+        Session::connect(&self.stage.application_url, "chaos-watcher").await
+    }
+
+    async fn look(
+        &self,
+        session: &mut Session,
+        idle: &mut HashSet<String>,
+        shares: &mut Shares,
+    ) -> Result<(), sqlx::Error> {
+        let idle = session.idle_transactions(idle).await?;
         if !idle.is_empty() {
             self.ledger
                 .violation(format!("a transaction of a relay is left open: {idle:?}"));
         }
-        // Whoever makes the table longer holds a lock for that moment, application or relay: that is no wait for a row.
-        let blocked: Vec<(String, String, String)> = sqlx::query_as(
-            "SELECT l.locktype, w.query, b.query FROM pg_stat_activity AS w
-             JOIN pg_locks AS l ON l.pid = w.pid AND NOT l.granted AND l.locktype <> 'extend'
-             CROSS JOIN LATERAL unnest(pg_blocking_pids(w.pid)) AS p (pid)
-             JOIN pg_stat_activity AS b ON b.pid = p.pid
-             WHERE w.application_name = $1 AND b.application_name = 'outbox-relay'",
-        )
-        .bind(APPLICATION_NAME)
-        .fetch_all(&mut *session)
-        .await?;
+        let blocked = session.blocked_writers().await?;
         if !blocked.is_empty() {
             self.ledger
                 .violation(format!("a writer waits for a lock of a relay: {blocked:?}"));
         }
-        let rows: Vec<(i32, i32, Option<String>, i64)> =
-            sqlx::query_as("SELECT layout, share, owner, epoch FROM outbox_relay_shares")
-                .fetch_all(session)
-                .await?;
+        let rows = session.shares().await?;
         for (layout, share, owner, epoch) in rows {
             self.judge_share(shares, (layout, share), owner, epoch);
         }
@@ -199,17 +186,8 @@ impl Watcher {
         self.explain_pending().await;
     }
 
-    /// Rows of the table: all, unsent, dead, and those with attempts that were not spent because the queue was away.
     async fn count(&self) -> Result<[i64; 4], sqlx::Error> {
-        let mut session = PgConnection::connect(&self.stage.database_url).await?;
-        let counts: (i64, i64, i64, i64) = sqlx::query_as(
-            "SELECT count(*), count(*) FILTER (WHERE sent_at IS NULL AND dead_at IS NULL), count(dead_at),
-                    count(*) FILTER (WHERE attempts > 0 AND last_error NOT LIKE '%unroutable%') FROM outbox",
-        )
-        .fetch_one(&mut session)
-        .await?;
-        session.close().await?;
-        Ok([counts.0, counts.1, counts.2, counts.3])
+        self.connect().await?.count().await
     }
 
     fn compare(&self, [all, unsent, dead, tried]: [i64; 4]) -> Result<(), String> {
@@ -232,16 +210,11 @@ impl Watcher {
     /// What the table says of rows that have not arrived.
     async fn explain_pending(&self) {
         let pending: Vec<uuid::Uuid> = self.ledger.book().pending.iter().copied().take(5).collect();
-        let Ok(mut session) = PgConnection::connect(&self.stage.database_url).await else {
+        let Ok(mut session) = self.connect().await else {
             return;
         };
         for message_id in pending {
-            let query = "SELECT o::text FROM outbox AS o WHERE message_id = $1";
-            let row: Option<String> = sqlx::query_scalar(query)
-                .bind(message_id)
-                .fetch_optional(&mut session)
-                .await
-                .unwrap_or_default();
+            let row = session.describe(message_id).await;
             let now = self.record.now();
             let text = format!("committed, and has not arrived: {row:?}");
             self.ledger.book().violation_of(now, &text, message_id);

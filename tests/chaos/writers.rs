@@ -5,21 +5,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use fastrand::Rng;
-use sqlx::postgres::{PgConnectOptions, PgConnection};
-use sqlx::{AssertSqlSafe, ConnectOptions, Executor};
 use tokio::sync::RwLock;
 use tokio::task::JoinSet;
 use uuid::Uuid;
 
+use crate::database::{NewRow, Session, WRITER};
 use crate::ledger::{Fate, Ledger};
 use crate::stage::ROUTING_KEY;
-
-/// What the database knows the writers by.
-pub(crate) const APPLICATION_NAME: &str = "chaos-writer";
-
-/// First half of the advisory locks, one for keys, one for writers of rows without one.
-const KEY_LOCK: i32 = 7;
-const WRITER_LOCK: i32 = 8;
 
 #[derive(Clone, Copy, Debug)]
 enum Habit {
@@ -58,7 +50,7 @@ struct Writer {
     habit: Habit,
     rng: Rng,
     longest_hold: Duration,
-    database: PgConnectOptions,
+    database_url: String,
     ledger: Ledger,
     /// Held for reading during a transaction; whoever holds it for writing has the writers stand still.
     gate: Arc<RwLock<()>>,
@@ -72,7 +64,6 @@ pub(crate) fn start(
     ledger: &Ledger,
     gate: &Arc<RwLock<()>>,
 ) -> JoinSet<()> {
-    let database: PgConnectOptions = database_url.parse().expect("a URL");
     let mut tasks = JoinSet::new();
     for (number, habit) in (1..).zip(WRITERS) {
         let writer = Writer {
@@ -81,10 +72,7 @@ pub(crate) fn start(
             // Far from the seeds of the faults.
             rng: Rng::with_seed(seed ^ (0x5eed << 32) ^ number as u64),
             longest_hold,
-            database: database
-                .clone()
-                .application_name(APPLICATION_NAME)
-                .disable_statement_logging(),
+            database_url: database_url.to_owned(),
             ledger: ledger.clone(),
             gate: gate.clone(),
         };
@@ -151,9 +139,9 @@ impl Writer {
         }
     }
 
-    async fn connect(&self) -> PgConnection {
+    async fn connect(&self) -> Session {
         loop {
-            match self.database.connect().await {
+            match Session::connect(&self.database_url, WRITER).await {
                 Ok(connection) => return connection,
                 Err(_away) => tokio::time::sleep(Duration::from_millis(100)).await,
             }
@@ -161,16 +149,16 @@ impl Writer {
     }
 
     /// An error means that the connection is of no more use; the ledger knows how the transaction ended.
-    async fn transaction(&self, session: &mut PgConnection, draft: &Draft) -> Result<(), sqlx::Error> {
+    async fn transaction(&self, session: &mut Session, draft: &Draft) -> Result<(), sqlx::Error> {
         let ids: Vec<Uuid> = draft.rows.iter().map(|(_, message_id, _)| *message_id).collect();
         let inserted = self.insert(session, draft).await;
         if inserted.is_err() || draft.roll_back {
             // Without a COMMIT nothing can be committed, however this ends.
             self.ledger.decided(&ids, Fate::RolledBack);
             inserted?;
-            return session.execute("ROLLBACK").await.map(drop);
+            return session.run("ROLLBACK").await;
         }
-        let committed = session.execute("COMMIT").await.map(drop);
+        let committed = session.run("COMMIT").await;
         let fate = match committed {
             Ok(()) => Fate::Committed,
             Err(_) => self.ask(draft).await,
@@ -179,62 +167,45 @@ impl Writer {
         committed
     }
 
-    async fn insert(&self, session: &mut PgConnection, draft: &Draft) -> Result<(), sqlx::Error> {
-        session.execute("BEGIN").await?;
-        session.execute(AssertSqlSafe(self.locks(draft))).await?;
+    async fn insert(&self, session: &mut Session, draft: &Draft) -> Result<(), sqlx::Error> {
+        session.begin(self.number, &keys(draft)).await?;
         for (key, message_id, padding) in &draft.rows {
-            let (n, body) = self.ledger.write(*message_id, *key, *padding);
-            let insert = "INSERT INTO outbox (message_id, routing_key, ordering_key, headers, payload)
-                          VALUES ($1, $2, $3, $4::json, $5::json) RETURNING id";
-            let id = sqlx::query_scalar(insert)
-                .bind(message_id)
-                .bind(ROUTING_KEY)
-                .bind(key.map(|key| format!("k{key}")))
-                .bind(format!(
-                    r#"{{"writer": {}, "n": {n}, "hot": {}}}"#,
-                    self.number,
-                    n > 100
-                ))
-                .bind(body)
-                .fetch_one(&mut *session)
-                .await?;
+            let (n, payload) = self.ledger.write(*message_id, *key, *padding);
+            let row = NewRow {
+                message_id: *message_id,
+                routing_key: ROUTING_KEY,
+                ordering_key: key.map(|key| format!("k{key}")),
+                headers: format!(r#"{{"writer": {}, "n": {n}, "hot": {}}}"#, self.number, n > 100),
+                payload,
+            };
+            let id = session.insert(row).await?;
             self.ledger.inserted(*message_id, id);
         }
         tokio::time::sleep(draft.hold).await;
         Ok(())
     }
 
-    /// Writers of one key come one after the other, before they take an id. In order, so that they cannot deadlock.
-    fn locks(&self, draft: &Draft) -> String {
-        let mut keys: Vec<u32> = draft.rows.iter().filter_map(|(key, _, _)| *key).collect();
-        keys.sort_unstable();
-        keys.dedup();
-        let locks = keys
-            .iter()
-            .map(|key| format!("pg_advisory_xact_lock({KEY_LOCK}, {key})"));
-        let own = format!("pg_advisory_xact_lock({WRITER_LOCK}, {})", self.number);
-        let locks: Vec<String> = std::iter::once(own).chain(locks).collect();
-        format!("SELECT {}", locks.join(", "))
-    }
-
     /// The answer to a COMMIT was lost: whoever gets its locks finds it ended, one way or the other.
     async fn ask(&self, draft: &Draft) -> Fate {
         loop {
             let mut session = self.connect().await;
-            let answer: Result<bool, sqlx::Error> = async {
-                session.execute("BEGIN").await?;
-                session.execute(AssertSqlSafe(self.locks(draft))).await?;
-                sqlx::query_scalar("SELECT EXISTS (SELECT FROM outbox WHERE message_id = $1 AND id > 0)")
-                    .bind(draft.rows[0].1)
-                    .fetch_one(&mut session)
-                    .await
-            }
-            .await;
-            match answer {
+            let answer = async {
+                session.begin(self.number, &keys(draft)).await?;
+                session.has(draft.rows[0].1).await
+            };
+            match answer.await {
                 Ok(true) => return Fate::Committed,
                 Ok(false) => return Fate::RolledBack,
                 Err(_away) => tokio::time::sleep(Duration::from_millis(100)).await,
             }
         }
     }
+}
+
+/// In order.
+fn keys(draft: &Draft) -> Vec<u32> {
+    let mut keys: Vec<u32> = draft.rows.iter().filter_map(|(key, _, _)| *key).collect();
+    keys.sort_unstable();
+    keys.dedup();
+    keys
 }

@@ -62,7 +62,7 @@ image_root() {
     echo 'postgres://app:secret@database.test:1/app' >"$root/run/secrets/database-url"
     echo 'amqps://app:secret@broker.test:1/%2f' >"$root/run/secrets/amqp-url"
     # In this shell: those who come later in shells of their own need the same port.
-    image_port=$((11000 + RANDOM % 21000))
+    image_port=$(free_port)
     in_root "$root" --version || return
     in_root "$root" check >"$work/image-check" 2>&1
     cat "$work/image-check"

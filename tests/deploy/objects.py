@@ -73,6 +73,9 @@ def workload(where, kind, template):
         variables = {variable["name"]: variable["value"] for variable in relay["env"]}
         drains = variables.get("RELAY_SHUTDOWN_DRAIN") == "true"
         expect(drains == (kind == "Job"), f"{where}: a relay drains beside a Job, and only there")
+        if drains:
+            grace = (variables.get("RELAY_SHUTDOWN_GRACE"), pod.get("terminationGracePeriodSeconds"))
+            expect(grace == ("10m", 630), f"{where}: the graces of relay and pod are {grace}")
         expect(relay.get("restartPolicy") == ("Always" if way == "sidecar" else None), f"{where}: restartPolicy")
         ready = relay.get("readinessProbe", {}).get("httpGet", {}).get("path")
         expect(ready == ("/readyz" if way == "standalone" else None), f"{where}: readiness is only for a pod of its own")

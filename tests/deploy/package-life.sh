@@ -1,6 +1,6 @@
 #!/bin/sh
-# Installs the package, runs the program as its unit would, removes and purges it; in a copy of the system, as root. Without
-# systemd the unit itself does not start.
+# Installs the package, runs the program as its unit would, removes and purges it; in a copy of the system, as root. Its
+# argument is a free port. Without systemd the unit itself does not start.
 set -eux
 
 dpkg --install /outbox-relay.deb
@@ -20,7 +20,7 @@ set -a
 . /etc/outbox-relay/outbox-relay.env
 set +a
 export RELAY_DATABASE_URL_FILE="$credentials/database-url" RELAY_AMQP_URL_FILE="$credentials/amqp-url"
-export RELAY_ADMIN_LISTEN=127.0.0.1:19464
+export RELAY_ADMIN_LISTEN="127.0.0.1:$1"
 setpriv --reuid=nobody --regid=nogroup --clear-groups --no-new-privs --inh-caps=-all --bounding-set=-all outbox-relay run &
 relay=$!
 tries=0

@@ -27,7 +27,7 @@ package_life() {
     [ "$(id -u)" = 0 ] || { echo "needs root"; return 77; }
     mkdir -p "$work/copy"
     in_copy true || { echo "no overlay file system here"; return 77; }
-    in_copy sh -s <tests/deploy/package-life.sh
+    in_copy sh -s "$(free_port)" <tests/deploy/package-life.sh
 }
 
 # in_copy COMMAND...: in a copy of its own each time.

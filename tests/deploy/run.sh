@@ -78,6 +78,16 @@ check() {
     fi
 }
 
+# As the quickstart does: below the range of the ports that the kernel chooses itself.
+free_port() {
+    local port
+    while true; do
+        port=$((11000 + RANDOM % 21000))
+        (: <"/dev/tcp/127.0.0.1/$port") 2>/dev/null || break
+    done
+    echo "$port"
+}
+
 not_checked() {
     echo "not checked  $1"
     unchecked+=("$1: $2")

@@ -4,6 +4,9 @@
 # Each comes from where its makers or Debian publish it: apt, PyPI, the Go module proxy, crates.io. `need NAME` sets
 # nothing up twice; it fails, with the reason in $why, where a program cannot be had.
 
+# So long may it take to set up all of them together. A check whose program is not there by then is not made, and says so.
+set_up_seconds=720
+
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/outbox-relay/deploy
 crds=
 why=
@@ -36,7 +39,7 @@ need() {
 promtool_from_debian() {
     command -v apt-get >/dev/null || { why="promtool is not in the PATH, and this is not a Debian system"; return 1; }
     mkdir -p "$cache/prometheus"
-    quietly in_folder "$cache/prometheus" sh -c \
+    quietly in_folder "$cache/prometheus" timeout 120 sh -c \
         'apt-get download -q -o APT::Sandbox::User=root prometheus && dpkg-deb -x prometheus_*.deb . && rm prometheus_*.deb'
 }
 
@@ -67,9 +70,11 @@ need_crds() {
 
 # Says what went wrong, in $why, and otherwise nothing.
 quietly() {
-    local log
+    local log command=("$@") left=$((set_up_seconds - SECONDS))
+    # A function cannot be ended by `timeout`, and sees to its end itself.
+    declare -F "$1" >/dev/null || command=(timeout "$((left > 0 ? left : 1))" "$@")
     log=$(mktemp)
-    "$@" >"$log" 2>&1 && rm "$log" && return
+    "${command[@]}" >"$log" 2>&1 && rm "$log" && return
     why="$1 failed: $(tail -n 1 "$log")"
     rm -f "$log"
     return 1

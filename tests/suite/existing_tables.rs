@@ -2,8 +2,6 @@
 
 use std::collections::HashMap;
 
-use lapin::types::AMQPValue;
-
 use crate::outbox::{Outbox, SECOND};
 use crate::support::{Consumer, Received, Relay, RelayCommand, until};
 

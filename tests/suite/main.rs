@@ -23,12 +23,16 @@
 //! | two relays on two tables | `replicas::relays_on_two_tables_…` |
 //! | lock held by DDL, statement timeout, deadlock, killed backend | `store::postgres_faults::…`, `store::mariadb_faults::…`, `mariadb::…`, `tests/chaos` |
 //! | lower id commits later; transaction open for long | `faults::a_transaction_that_…`, `faults::a_late_commit_…` |
-//! | restore, sequence begins anew | `faults::rows_under_ids_long_passed_…` |
+//! | restore into a new server, sequence begins anew | `restore::…`, `faults::rows_under_ids_long_passed_…` |
 //! | database error inside the loop; database away | `faults::a_database_that_is_away_…` |
 //! | backoff arithmetic at attempt 1025 | `relay::dispatch::retry` |
 //! | kill -9 between publish and mark | `faults::cuts_and_kills_…`, `tests/chaos` |
 //! | a refused row holds up its key only; a million rows of a blocked key | `faults::a_million_rows_…`, property tests |
-//! | table missing at the start | `faults::a_relay_that_starts_before_the_table_…` |
+//! | table or column missing at the start | `faults::a_relay_that_starts_before_the_table_…`, `store::schema::a_missing_column_…` |
+//! | many rows to purge beside inserts | `purge::…` |
+//! | dead letters or sent rows in the way of a poll; statistics missing or wrong | `store::plans::…` |
+//! | insert storm under REPEATABLE READ (MariaDB, MySQL) | `mariadb::an_insert_storm_…`, `store::mariadb::an_insert_never_…` |
+//! | partitioned table | `partitioned::…` |
 //! | `UPDATE … RETURNING` is unordered, rows of one timestamp | reads are `ORDER BY id`: `main_job::…`, `store::reading::the_head_…` |
 //! | a backlog of one exchange starves another | `outcomes::a_full_queue_of_one_exchange_…` |
 //! | `LISTEN` silently dead behind a pooler | `surroundings::a_pooler_that_swallows_…` |
@@ -56,7 +60,10 @@ mod mariadb;
 mod operator;
 mod outbox;
 mod outcomes;
+mod partitioned;
+mod purge;
 mod replicas;
+mod restore;
 mod stopping;
 mod store;
 mod surroundings;

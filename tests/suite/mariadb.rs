@@ -99,7 +99,11 @@ async fn kills_of_relays_and_connections_lose_nothing_and_keep_the_order_of_each
             relays.remove(0).kill9();
             relays.push(start());
         } else {
-            outbox.db.run(&format!("KILL CONNECTION USER {user}@'127.0.0.1'")).await;
+            let mariadb = MariaDb::shared().await;
+            mariadb
+                .kill_connections(&format!("user = '{user}'"))
+                .await
+                .expect("the server answers");
         }
         until("messages arrive, or all have", 30 * SECOND, async || {
             consumer.count() > before + 20 || writers.iter().all(|writer| writer.is_finished())
@@ -117,6 +121,53 @@ async fn kills_of_relays_and_connections_lose_nothing_and_keep_the_order_of_each
     let arrived = judge(&received);
     assert_eq!(arrived.distinct, committed);
     assert_eq!(outbox.db.unsent().await, 0);
+}
+
+/// Applications keep the default isolation, and give up on a lock after a second; the relay marks and purges meanwhile.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_insert_storm_under_repeatable_read_waits_for_nobody() {
+    const WRITERS: i64 = 12;
+    const TRANSACTIONS: i64 = 150;
+    let outbox = Outbox::on_mariadb().await;
+    let consumer = Consumer::start(&outbox.amqp_url, "q");
+    let relay = || outbox.relay().env("RELAY_OUTBOX_RETENTION", "1s").spawn();
+    let _relays = [relay(), relay()];
+    let writers: Vec<_> = (0..WRITERS)
+        .map(|key| {
+            let url = outbox.database_url.clone();
+            tokio::spawn(async move {
+                let mut session = session(&url).await;
+                let settings = "SET innodb_lock_wait_timeout = 1, lock_wait_timeout = 1;
+                                SET SESSION TRANSACTION ISOLATION LEVEL REPEATABLE READ";
+                session.execute(sqlx::raw_sql(settings)).await.expect("settings");
+                for n in 0..TRANSACTIONS {
+                    let row = |n: i64| format!("('good', 'k{key}', '{{\"key\": {key}, \"n\": {n}}}')");
+                    // What a transaction reads first is its snapshot: marks and purges go on beside it.
+                    let sql = format!(
+                        "BEGIN; SELECT count(*) FROM outbox WHERE id < 10;
+                         INSERT INTO outbox (routing_key, ordering_key, payload) VALUES {};
+                         INSERT INTO outbox (routing_key, ordering_key, payload) VALUES {}; COMMIT",
+                        row(2 * n),
+                        row(2 * n + 1)
+                    );
+                    let written = session.execute(sqlx::raw_sql(AssertSqlSafe(sql))).await;
+                    written.expect("an insert never waits");
+                }
+            })
+        })
+        .collect();
+    for writer in writers {
+        writer.await.expect("all was written");
+    }
+    let all = (WRITERS * TRANSACTIONS * 2) as usize;
+    let received = consumer.wait_for(|received| received.len() >= all, 60 * SECOND).await;
+    assert_eq!(
+        judge(&received),
+        Arrived {
+            distinct: all,
+            duplicates: 0
+        }
+    );
 }
 
 /// A user with the privileges that the README names, and no more; the URL that a relay logs in with.

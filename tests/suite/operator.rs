@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use crate::outbox::{Outbox, SECOND, judge};
-use crate::support::{Consumer, MariaDb, Postgres, Rabbit, Relay, until};
+use crate::support::{Consumer, MariaDb, Postgres, Product, Rabbit, Relay, until};
 
 /// Exit code, standard output, standard error.
 async fn command(outbox: &Outbox, args: &[&str], more: &[(&str, &str)]) -> (Option<i32>, String, String) {
@@ -239,7 +239,7 @@ async fn status_tells_while_relay_broker_or_postgres_are_away() {
 async fn status_tells_while_relay_broker_or_mariadb_are_away() {
     let mariadb = MariaDb::start().await;
     let url = mariadb.create_database().await;
-    status_tells_while_relay_broker_or_database_are_away(&url, "MariaDB", mariadb.kill9()).await;
+    status_tells_while_relay_broker_or_database_are_away(&url, product_name(), mariadb.kill9()).await;
 }
 
 async fn status_tells_while_relay_broker_or_database_are_away(
@@ -318,12 +318,20 @@ async fn check_says_what_is_wrong_and_how_to_mend_it() {
     );
 }
 
+fn product_name() -> &'static str {
+    match MariaDb::product() {
+        Product::MariaDb => "MariaDB",
+        Product::MySql => "MySQL",
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn check_says_what_mariadb_needs() {
     let outbox = Outbox::on_mariadb().await;
     let (code, out, err) = command(&outbox, &["check"], &[]).await;
     assert_eq!(code, Some(0), "{out}{err}");
-    for what in ["version: MariaDB", "clock: ", "indexes: "] {
+    let version = format!("version: {}", product_name());
+    for what in [version.as_str(), "clock: ", "indexes: "] {
         assert!(out.contains(&format!("ok      {what}")), "{what}: {out}");
     }
     assert!(!out.contains("autovacuum"), "{out}");

@@ -8,7 +8,9 @@ use sqlx::postgres::{PgConnection, PgPool, PgPoolOptions};
 use sqlx::sqlite::{SqlitePool, SqlitePoolOptions};
 use sqlx::{AssertSqlSafe, Connection};
 
-use crate::support::{Kind, MariaDb, Postgres, Rabbit, Received, Relay, RelayCommand, arrivals, declare, until};
+use crate::support::{
+    Kind, MariaDb, Postgres, Rabbit, Received, Relay, RelayCommand, arrivals, declare, numbers, until,
+};
 
 pub(crate) const SECOND: Duration = Duration::from_secs(1);
 
@@ -31,13 +33,16 @@ impl Outbox {
     /// A migrated database of the shared PostgreSQL, a virtual host of the shared RabbitMQ with the exchange `events`
     /// and the quorum queue `q` bound by `good`.
     pub(crate) async fn on_postgres() -> Self {
-        let database_url = Postgres::shared().await.create_database().await;
+        Self::on(Postgres::shared().await.create_database().await).await
+    }
+
+    /// An empty database of any server; what is to be there before the migrations can be.
+    pub(crate) async fn on(database_url: String) -> Self {
         Self::new(database_url, Rabbit::shared().await.create_vhost().await, None).await
     }
 
     pub(crate) async fn on_mariadb() -> Self {
-        let database_url = MariaDb::shared().await.create_database().await;
-        Self::new(database_url, Rabbit::shared().await.create_vhost().await, None).await
+        Self::on(MariaDb::shared().await.create_database().await).await
     }
 
     pub(crate) async fn on_sqlite() -> Self {
@@ -219,7 +224,8 @@ impl Database {
             ),
             Self::MariaDb(_) => format!(
                 "INSERT INTO outbox (routing_key, ordering_key, payload)
-                 SELECT 'good', concat('k', seq % {keys}), json_object('key', seq % {keys}, 'n', seq) FROM seq_{from}_to_{end}"
+                 SELECT 'good', concat('k', seq % {keys}), json_object('key', seq % {keys}, 'n', seq) FROM {}",
+                numbers(from, end)
             ),
             Self::Sqlite(_) => format!(
                 "WITH RECURSIVE s(n) AS (SELECT {from} UNION ALL SELECT n + 1 FROM s WHERE n < {end})

@@ -315,6 +315,7 @@ async fn no_transaction_is_open_and_no_insert_waits_while_the_broker_is_awaited(
     let consumer = Consumer::start(&outbox.amqp_url, "q");
     outbox.insert(0, 100, 10).await;
     consumer.wait_for(|received| received.len() == 100, 30 * SECOND).await;
+    outbox.wait_all_sent(30 * SECOND).await;
     rabbit.freeze();
     outbox.insert(100, 5_000, 100).await;
     relay

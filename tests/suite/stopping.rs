@@ -70,6 +70,8 @@ async fn a_second_signal_ends_at_once() {
     let consumer = Consumer::start(&outbox.amqp_url, "q");
     outbox.insert(0, 10, 10).await;
     consumer.wait_for(|received| received.len() == 10, 30 * SECOND).await;
+    // What a consumer has, the relay may not know to be confirmed yet.
+    outbox.wait_all_sent(30 * SECOND).await;
     rabbit.freeze();
     outbox.insert(10, 100, 10).await;
     relay

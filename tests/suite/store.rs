@@ -8,6 +8,7 @@ mod mariadb;
 mod mariadb_faults;
 mod numbering;
 mod operating;
+mod plans;
 mod postgres;
 mod postgres_faults;
 mod reading;

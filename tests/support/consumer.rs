@@ -108,7 +108,7 @@ impl Received {
         let mut properties = delivery.properties;
         if let Some(headers) = properties.headers() {
             // The broker's own, on what it delivers again.
-            let own = |name: &ShortString| name.as_str() == "x-delivery-count";
+            let own = |name: &ShortString| ["x-delivery-count", "x-acquired-count"].contains(&name.as_str());
             let others = headers.inner().iter().filter(|(name, _)| !own(name));
             let others: BTreeMap<_, _> = others.map(|(name, value)| (name.clone(), value.clone())).collect();
             properties = properties.with_headers(others.into());
@@ -232,7 +232,8 @@ async fn consume(url: &str, queue: &str, connection_number: usize, list: &Mutex<
         let received = Received::new(delivery, connection_number);
         // Recorded first: an ack that is lost costs a redelivery, never a message.
         list.lock().expect("no panic while locked").push(received);
-        acker.ack(BasicAckOptions::default()).await?;
+        // lapin's ack of a connection that just ended may never return.
+        tokio::time::timeout(STEP, acker.ack(BasicAckOptions::default())).await??;
     }
     tokio::time::timeout(STEP, connection.close(200, "quiet".into())).await??;
     Ok(())

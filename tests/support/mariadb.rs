@@ -1,10 +1,10 @@
-//! A private MariaDB server.
+//! A private MariaDB server, or a MySQL one where that is what is installed.
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use sqlx::{Connection, MySqlConnection};
+use sqlx::{AssertSqlSafe, Connection, MySqlConnection};
 use tokio::sync::OnceCell;
 
 use super::guard::{Guard, User, free_port};
@@ -14,9 +14,17 @@ const PASSWORD: &str = "relay-secret";
 const START_TIMEOUT: Duration = Duration::from_secs(60);
 const LOGIN_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// Which of the two is installed; MariaDB where both are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Product {
+    MariaDb,
+    MySql,
+}
+
 /// A server in a temporary folder, with the user `relay` who may do everything.
 pub struct MariaDb {
     guard: Guard,
+    product: Product,
     port: u16,
     options: Vec<String>,
     pid: AtomicU32,
@@ -50,6 +58,18 @@ impl MariaDb {
         panic!("{failures}");
     }
 
+    pub fn product() -> Product {
+        if find("mariadbd").is_none() && find("mysqld").is_some() {
+            Product::MySql
+        } else {
+            Product::MariaDb
+        }
+    }
+
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
     /// Creates an empty database and returns its URL.
     pub async fn create_database(&self) -> String {
         let name = format!("test_{}", uuid::Uuid::new_v4().simple());
@@ -64,22 +84,44 @@ impl MariaDb {
 
     /// Starts it again after `kill9`, with the same port and data.
     pub async fn start_again(&self) {
-        assert!(!process::alive(self.pid()), "MariaDB still runs");
+        assert!(!process::alive(self.pid()), "it still runs");
         if let Err(failure) = self.launch().await {
             panic!("{failure}");
         }
     }
 
+    /// Closes the connections that this says of the processes: `user = 'app'`. Fails where the server does not answer.
+    pub async fn kill_connections(&self, which: &str) -> Result<(), sqlx::Error> {
+        let mut connection = MySqlConnection::connect(&self.url("")).await?;
+        let ids = format!(
+            "SELECT CAST(id AS SIGNED) FROM information_schema.processlist WHERE id <> connection_id() AND {which}"
+        );
+        let ids: Vec<i64> = sqlx::query_scalar(AssertSqlSafe(ids))
+            .fetch_all(&mut connection)
+            .await?;
+        for id in ids {
+            // One that has ended meanwhile is an error, and as well.
+            let kill = sqlx::raw_sql(AssertSqlSafe(format!("KILL {id}")));
+            let _ = kill.execute(&mut connection).await;
+        }
+        let _ = connection.close().await;
+        Ok(())
+    }
+
     /// Runs one statement with all rights, in no database.
     pub async fn execute(&self, sql: String) {
-        let mut connection = MySqlConnection::connect(&self.url(""))
-            .await
-            .unwrap_or_else(|e| panic!("MariaDB: {e}\n{}", self.guard.log_tail()));
-        sqlx::raw_sql(sqlx::AssertSqlSafe(sql))
+        let mut connection = self.connect().await;
+        sqlx::raw_sql(AssertSqlSafe(sql))
             .execute(&mut connection)
             .await
-            .unwrap_or_else(|e| panic!("MariaDB: {e}\n{}", self.guard.log_tail()));
+            .unwrap_or_else(|e| panic!("{:?}: {e}\n{}", self.product, self.guard.log_tail()));
         let _ = connection.close().await;
+    }
+
+    async fn connect(&self) -> MySqlConnection {
+        MySqlConnection::connect(&self.url(""))
+            .await
+            .unwrap_or_else(|e| panic!("{:?}: {e}\n{}", self.product, self.guard.log_tail()))
     }
 
     fn url(&self, database: &str) -> String {
@@ -92,20 +134,29 @@ impl MariaDb {
 
     /// Makes the data folder.
     async fn prepare(settings: &[&str]) -> Result<Self, String> {
-        let guard = Guard::new("mariadb", User::instead_of_root("mysql"));
+        let (guard, product) = (Guard::new("mariadb", User::instead_of_root("mysql")), Self::product());
         let data = format!("--datadir={}", guard.dir().join("data").display());
-        // The rest is for Debian's own service, and asks for root.
-        let args = [
-            "--no-defaults",
-            &data,
-            "--skip-test-db",
-            "--auth-root-authentication-method=normal",
-        ];
-        let pid = guard.start(&[], &find("mariadb-install-db"), &args);
+        let (program, args) = match product {
+            // The rest is for Debian's own service, and asks for root.
+            Product::MariaDb => (
+                "mariadb-install-db",
+                vec!["--skip-test-db", "--auth-root-authentication-method=normal"],
+            ),
+            Product::MySql => (
+                "mysqld",
+                vec!["--initialize-insecure", "--innodb-redo-log-capacity=32M"],
+            ),
+        };
+        let args = [vec!["--no-defaults", &data], args].concat();
+        let pid = guard.start(&[], &needed(program), &args);
         process::wait_gone(&[pid], START_TIMEOUT).await;
-        // It says so before a page of advice.
-        if !guard.log_tail().lines().any(|line| line == "OK") {
-            return Err(format!("mariadb-install-db failed:\n{}", guard.log_tail()));
+        let done = match product {
+            // It says so before a page of advice.
+            Product::MariaDb => guard.log_tail().lines().any(|line| line == "OK"),
+            Product::MySql => !guard.log_tail().contains("[ERROR]"),
+        };
+        if !done {
+            return Err(format!("{program} failed:\n{}", guard.log_tail()));
         }
         let user = format!(
             "CREATE USER IF NOT EXISTS relay@'127.0.0.1' IDENTIFIED BY '{PASSWORD}';\n\
@@ -114,6 +165,7 @@ impl MariaDb {
         std::fs::write(guard.dir().join("init.sql"), user).expect("the folder is writable");
         Ok(Self {
             guard,
+            product,
             port: free_port(),
             options: settings.iter().map(|setting| format!("--{setting}")).collect(),
             pid: AtomicU32::new(0),
@@ -138,12 +190,23 @@ impl MariaDb {
             "--innodb-buffer-pool-size=64M".to_owned(),
             "--max-allowed-packet=64M".to_owned(),
             // As from 11.8 on: a transaction that would change what was changed since it began to read fails (1020).
-            "--innodb-snapshot-isolation=ON".to_owned(),
+            // Loose: MySQL does not have it.
+            "--loose-innodb-snapshot-isolation=ON".to_owned(),
             // Not to the disk at each commit, but out of the process: nothing is lost when it is killed.
             "--innodb-flush-log-at-trx-commit=2".to_owned(),
+            // Nor the binary log, which MySQL writes by default.
+            "--sync-binlog=0".to_owned(),
         ];
-        let args: Vec<&str> = args.iter().chain(&self.options).map(String::as_str).collect();
-        let pid = self.guard.start(&[], &find("mariadbd"), &args);
+        let (program, own) = match self.product {
+            Product::MariaDb => ("mariadbd", &[][..]),
+            // Its second protocol has a port and a socket of its own.
+            Product::MySql => ("mysqld", &["--mysqlx=OFF", "--innodb-redo-log-capacity=32M"][..]),
+        };
+        let args = args.iter().chain(&self.options).map(String::as_str);
+        let args: Vec<&str> = args.chain(own.iter().copied()).collect();
+        // Of a MySQL that was killed: it holds while its process has not been collected yet.
+        let _ = std::fs::remove_file(self.guard.dir().join("socket.lock"));
+        let pid = self.guard.start(&[], &needed(program), &args);
         self.pid.store(pid, Ordering::Relaxed);
 
         let (end, mut last) = (Instant::now() + START_TIMEOUT, String::new());
@@ -163,17 +226,32 @@ impl MariaDb {
             }
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
-        Err(format!("MariaDB did not start ({last}):\n{}", self.guard.log_tail()))
+        let product = self.product;
+        Err(format!(
+            "{product:?} did not start ({last}):\n{}",
+            self.guard.log_tail()
+        ))
     }
 }
 
+/// The numbers `from` to `to`, as a table `s` with the column `seq`; of both products.
+pub fn numbers(from: i64, to: i64) -> String {
+    format!(
+        "(SELECT {from} - 1 + i AS seq FROM JSON_TABLE(concat('[', repeat('0,', {}), '0]'), '$[*]' COLUMNS (i FOR ORDINALITY)) AS j) AS s",
+        to - from
+    )
+}
+
 /// Where Debian has it, which is not in every user's `PATH`, or in `PATH`.
-fn find(program: &str) -> PathBuf {
+fn find(program: &str) -> Option<PathBuf> {
     let path = std::env::var("PATH").unwrap_or_default();
     ["/usr/sbin", "/usr/bin"]
         .into_iter()
         .chain(path.split(':'))
         .map(|dir| Path::new(dir).join(program))
         .find(|file| file.exists())
-        .unwrap_or_else(|| panic!("MariaDB is needed: {program} is neither in /usr/sbin nor in PATH"))
+}
+
+fn needed(program: &str) -> PathBuf {
+    find(program).unwrap_or_else(|| panic!("MariaDB or MySQL is needed: {program} is neither in /usr/sbin nor in PATH"))
 }

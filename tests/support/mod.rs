@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 
 pub use consumer::{Consumer, Kind, PREFETCH, Received, arrivals, declare, drain_queue, unbind};
 pub use guard::free_port;
-pub use mariadb::MariaDb;
+pub use mariadb::{MariaDb, Product, numbers};
 pub use pgbouncer::PgBouncer;
 pub use postgres::Postgres;
 pub use proxy::Proxy;

@@ -24,8 +24,8 @@ use super::properties::{properties, short};
 const TICK: Duration = Duration::from_millis(100);
 
 /// How often a new channel is asked for in the place of one that the broker closed, and the pause between.
-const REOPEN_ATTEMPTS: u32 = 3;
-const REOPEN_PAUSE: Duration = Duration::from_millis(20);
+const REOPEN_ATTEMPTS: u32 = 10;
+const REOPEN_PAUSE: Duration = Duration::from_millis(50);
 
 /// Unroutable messages must come back, not vanish.
 const MANDATORY: BasicPublishOptions = BasicPublishOptions {

@@ -25,6 +25,28 @@ impl Dispatcher {
         }
     }
 
+    /// Whether a whole window can go as soon as lanes are free.
+    pub fn has_window_ready(&self) -> bool {
+        let ready = match self.settings.ordering {
+            Ordering::Pipelined => self.active().saturating_sub(self.in_flight),
+            // Of each key with a turn, one row.
+            Ordering::Strict | Ordering::None => {
+                self.ready.len() + self.pinned.iter().map(VecDeque::len).sum::<usize>()
+            }
+        };
+        ready >= self.settings.in_flight
+    }
+
+    /// Whether there is little room left for the rows of other keys.
+    fn is_crowded(&self) -> bool {
+        let most = match self.settings.ordering {
+            // A window in flight, one ready, and a page.
+            Ordering::Pipelined => self.settings.rows / 4 * 3,
+            Ordering::Strict | Ordering::None => self.settings.rows / 2,
+        };
+        self.active() > most
+    }
+
     /// A read of the table begins. At most one is under way.
     pub fn read_started(&mut self) {
         self.reading = true;
@@ -77,7 +99,7 @@ impl Dispatcher {
     }
 
     fn admit_stub(&mut self, stub: &Stub, now: Time) {
-        self.keys.crowded(self.active() > self.settings.rows / 2);
+        self.keys.crowded(self.is_crowded());
         let share = self.share(stub.id, stub.ordering_key.as_ref());
         if !self.takes_share(share) {
             return;
@@ -164,7 +186,7 @@ impl Dispatcher {
     }
 
     fn admit_new(&mut self, row: OutboxRow, now: Time) {
-        self.keys.crowded(self.active() > self.settings.rows / 2);
+        self.keys.crowded(self.is_crowded());
         let share = self.share(row.id, row.ordering_key.as_ref());
         let key = self.ordered(row.ordering_key.as_ref());
         if !self.takes_share(share) || (key.is_none() && row.due_in > FORGET_AFTER) {

@@ -1,7 +1,7 @@
 //! The publishing side: batches go out, outcomes come back.
 
 use std::cmp::Reverse;
-use std::collections::HashSet;
+use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 
 use crate::broker::{Confirmed, Doubt, Outcome};
@@ -56,9 +56,15 @@ impl Dispatcher {
         }
         let share = (self.settings.in_flight / self.settings.lanes).max(1);
         let limit = share.min(self.settings.in_flight.saturating_sub(self.in_flight));
+        // A key that stays on its lane (`pipelined`) has the shares of the other lanes too while nothing else wants them: a
+        // small batch leaves the broker idle until its last confirm. One share is kept for whatever comes meanwhile.
+        let alone = match self.in_flight {
+            0 => self.settings.in_flight.saturating_sub(share),
+            _ => 0,
+        };
         let mut ids = HashSet::new();
         let mut twins = Vec::new();
-        while batch.len() < limit {
+        while batch.len() < limit || (batch.len() < alone && self.only_pinned_to(lane)) {
             // Alternately, so that neither keys that stay on this lane nor the others are kept waiting.
             let pinned_first = batch.len() % 2 == 0;
             let turn = match pinned_first {
@@ -76,6 +82,12 @@ impl Dispatcher {
             self.ready.push_front(turn);
         }
         batch
+    }
+
+    /// Whether all that can go now must go by this lane.
+    fn only_pinned_to(&self, lane: usize) -> bool {
+        let others = |(number, turns): (usize, &VecDeque<Turn>)| number == lane || turns.is_empty();
+        self.ready.is_empty() && self.pinned.iter().enumerate().all(others)
     }
 
     fn take_turn(&mut self, turn: Turn, lane: usize, generation: Generation, ids: &mut HashSet<MessageId>) -> Taken {

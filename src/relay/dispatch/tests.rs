@@ -5,6 +5,7 @@ mod broker;
 mod checks;
 mod happen;
 mod histories;
+mod pages;
 mod pressure;
 mod recount;
 mod scenario;

@@ -126,18 +126,20 @@ impl MySql {
     async fn dead_among(&self, ids: &[i64], wanted: &Wanted, limit: usize) -> Result<Vec<DeadLetter>, StoreError> {
         let statements = self.statements().await?;
         let source = &statements.source;
+        let by_id = &source.by_id;
         let more = if source.header_columns {
             ", o.header_columns"
         } else {
             ""
         };
+        // The rows are found first, and then read: to be sorted they must be small, see `fetch`.
         let sql: Arc<str> = format!(
             "SELECT CAST(o.id AS SIGNED), {}, o.exchange, o.routing_key, o.ordering_key, o.type, o.content_type,
                     o.headers, o.properties, CAST(octet_length(o.payload) AS SIGNED),
                     CAST(coalesce(o.attempts, 0) AS SIGNED), o.last_error, {CREATED} / 1e6, {DEAD_AT} / 1e6{more}
-             FROM {LISTED} {} ON o.id = w.id WHERE {}{}{} ORDER BY o.id LIMIT {limit}",
+             FROM (SELECT o.id FROM {LISTED} {by_id} ON o.id = w.id
+                   WHERE {}{}{} ORDER BY o.id LIMIT {limit}) AS d STRAIGHT_JOIN {by_id} ON o.id = d.id",
             source.message_id,
-            source.by_id,
             source.given_up(),
             wanted.ages,
             wanted.others
@@ -147,11 +149,13 @@ impl MySql {
         let query = texts.fold(self.query(&sql).bind(list(ids)), |query, text| {
             query.bind(text.as_str())
         });
-        decode(&self.rows(&self.housekeeping, query).await?, |row| {
+        let mut letters = decode(&self.rows(&self.housekeeping, query).await?, |row| {
             let created = epoch(row.double(12)?);
             let id = message_id(row, &format!("{}:{}:{created}", self.table, row.number(0)?))?;
             dead_letter(row, Some(id))
-        })
+        })?;
+        letters.sort_unstable_by_key(|letter| letter.id);
+        Ok(letters)
     }
 }
 

@@ -60,7 +60,7 @@ pub(super) const LISTED: &str = "JSON_TABLE(?, '$[*]' COLUMNS (id bigint PATH '$
 
 /// The share of a row: equal to `share_of`. UTF-8 whatever the character set of the column.
 const SHARE: &str =
-    "AND find_in_set(ord(unhex(left(md5(convert(coalesce(o.ordering_key, o.id) USING utf8mb4)), 2))) % ?, ?) > 0";
+    "AND find_in_set(ord(unhex(left(sha2(convert(coalesce(o.ordering_key, o.id) USING utf8mb4), 256), 2))) % ?, ?) > 0";
 
 /// Microseconds to wait.
 pub(super) const DUE: &str = "coalesce(timestampdiff(MICROSECOND, now(6), \
@@ -218,7 +218,8 @@ fn head(source: &Source, shares: &str) -> Arc<str> {
     .into()
 }
 
-/// Bodies, as many as there is room for, and at least one: which, is found by their sizes alone.
+/// Bodies, as many as there is room for, and at least one: which, is found by their sizes alone. In no order: MySQL would
+/// sort whole rows, and has no room for large ones of its type json.
 fn fetch(source: &Source) -> Arc<str> {
     let (by_id, open) = (&source.by_id, source.open());
     format!(
@@ -226,8 +227,7 @@ fn fetch(source: &Source) -> Arc<str> {
          FROM (SELECT s.id, sum(s.octets) OVER (ORDER BY s.id) <= ? OR row_number() OVER (ORDER BY s.id) = 1 AS fits
                FROM (SELECT o.id, octet_length(o.payload) AS octets
                      FROM {LISTED} {by_id} ON o.id = w.id WHERE {open}) AS s) AS f
-         STRAIGHT_JOIN {by_id} ON o.id = f.id
-         ORDER BY o.id",
+         STRAIGHT_JOIN {by_id} ON o.id = f.id",
         columns("CASE WHEN f.fits THEN o.payload END", source)
     )
     .into()

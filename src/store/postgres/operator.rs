@@ -9,7 +9,7 @@ use sqlx::postgres::PgRow;
 use sqlx::{AssertSqlSafe, Row as _, TypeInfo as _, ValueRef as _};
 
 use super::rows::{message_id, text};
-use super::statements::{DUE, Size, Statements, open};
+use super::statements::{DUE, Size, Statements, dead, open};
 use super::{Postgres, decode, decode_one, lease_dialect};
 use crate::message::RowId;
 use crate::store::operator::rows::{Cells, dead_letter, owner, reason, waiting_key};
@@ -20,15 +20,6 @@ use crate::store::operator::{
 use crate::store::source::{Source, Target};
 use crate::store::values::{count, raw, seconds, span};
 use crate::store::{StoreError, leases};
-
-/// Dead letters. The last line says nothing new, but keeps the planner on their partial index; see [`open`].
-fn dead(source: &Source) -> String {
-    format!(
-        "{}
-AND (o.dead_at IS NOT NULL OR to_tsvector('pg_catalog.simple'::regconfig, o.id::text) IS NULL)",
-        source.given_up()
-    )
-}
 
 /// Any index of the right rows will do, whatever its name.
 const INDEXES: &str = "\
@@ -47,7 +38,8 @@ SELECT EXISTS (
     WHERE x.indrelid = to_regclass($1) AND x.indisvalid
       AND (a.attname = $2 OR position(quote_ident($2) IN pg_get_expr(x.indpred, x.indrelid)) > 0))";
 
-/// The table's own settings stand in `reloptions`, the server's hold where there are none.
+/// The table's own settings stand in `reloptions`, the server's hold where there are none. Of a partitioned table: the
+/// partition with the most dead rows.
 const VACUUM: &str = "\
 SELECT coalesce((o.own ->> 'autovacuum_enabled')::boolean, true) AND current_setting('autovacuum')::boolean,
        coalesce(pg_stat_get_dead_tuples(c.oid), 0)::bigint,
@@ -57,7 +49,9 @@ SELECT coalesce((o.own ->> 'autovacuum_enabled')::boolean, true) AND current_set
        date_part('epoch', now() - greatest(pg_stat_get_last_vacuum_time(c.oid), pg_stat_get_last_autovacuum_time(c.oid)))
 FROM pg_catalog.pg_class AS c,
      LATERAL (SELECT jsonb_object_agg(option_name, option_value) AS own FROM pg_options_to_table(c.reloptions)) AS o
-WHERE c.oid = to_regclass($1)";
+WHERE (c.oid = to_regclass($1) AND c.relkind <> 'p')
+   OR c.oid IN (SELECT relid FROM pg_partition_tree(to_regclass($1)) WHERE isleaf)
+ORDER BY 2 DESC LIMIT 1";
 
 impl Postgres {
     async fn ask(&self, sql: String) -> Result<Vec<PgRow>, StoreError> {

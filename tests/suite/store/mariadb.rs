@@ -11,6 +11,7 @@ use sqlx::{AssertSqlSafe, Connection, Executor, MySqlConnection, Row};
 use tokio::sync::Mutex;
 
 use crate::store::harness::{Harness, body, confirmed, failure, head, head_ids, nobody, options};
+use crate::support::{Product, numbers};
 
 const ALL: &Shares = &Shares::All;
 
@@ -95,6 +96,10 @@ async fn application(url: &str) -> MySqlConnection {
     connection
 }
 
+pub(crate) fn product() -> Product {
+    crate::support::MariaDb::product()
+}
+
 impl MariaDb {
     pub(crate) async fn another(&self) -> MySqlConnection {
         application(&self.url).await
@@ -122,8 +127,13 @@ async fn bodies_of_every_type_come_as_stored() {
     let db = MariaDb::fresh().await;
     let store = db.migrated().await;
     let big = "€".repeat(200_000);
+    let json: &[u8] = match product() {
+        Product::MariaDb => b" {\"a\" :1,  \"a\":2}\n",
+        // A type of its own, which keeps the meaning.
+        Product::MySql => b"{\"a\": 2}",
+    };
     let cases: &[(&str, &str, Vec<u8>)] = &[
-        ("json", "' {\"a\" :1,  \"a\":2}\n'", b" {\"a\" :1,  \"a\":2}\n".to_vec()),
+        ("json", "' {\"a\" :1,  \"a\":2}\n'", json.to_vec()),
         ("longtext", "'x\ny  '", b"x\ny  ".to_vec()),
         ("mediumtext CHARACTER SET utf8mb3", "'é  '", "é  ".as_bytes().to_vec()),
         ("varchar(50)", "''", Vec::new()),
@@ -172,6 +182,9 @@ async fn ids_of_every_type_are_read() {
         ("binary(16)", "x'6f9619ff8b86d011b42d00cf4fc964ff'"),
         ("varbinary(16)", "x'6f9619ff8b86d011b42d00cf4fc964ff'"),
     ] {
+        if kind == "uuid" && product() == Product::MySql {
+            continue;
+        }
         db.execute(&format!(
             "TRUNCATE outbox; ALTER TABLE outbox DROP COLUMN message_id; ALTER TABLE outbox ADD COLUMN message_id {kind};
              INSERT INTO outbox (routing_key, payload, message_id) VALUES ('r', '1', {value}), ('r', '1', NULL)"
@@ -295,67 +308,6 @@ async fn a_late_commit_is_found_by_a_probe() {
     assert_eq!(store.changed().await.expect("an answer"), None);
 }
 
-#[tokio::test]
-async fn reads_are_bound_to_the_index_and_a_dropped_one_is_noticed() {
-    let db = MariaDb::fresh().await;
-    let store = db.migrated().await;
-    db.execute("INSERT INTO outbox (routing_key, payload) SELECT 'r', '{}' FROM seq_1_to_50000; ANALYZE TABLE outbox")
-        .await;
-    db.execute("UPDATE outbox SET sent_at = now() WHERE id <= 49990").await;
-    let read = async || {
-        db.number("SELECT sum(rows_read) FROM information_schema.table_statistics WHERE table_schema = database() AND table_name = 'outbox'")
-            .await
-    };
-    crate::support::MariaDb::shared()
-        .await
-        .execute("SET GLOBAL userstat = 1".to_owned())
-        .await;
-    for shares in [
-        Shares::All,
-        Shares::Some {
-            of: 16,
-            owned: (0..16).collect(),
-        },
-    ] {
-        assert_eq!(store.head(RowId(0), 99, &shares).await.expect("a head").len(), 10);
-        let scan = store.scan(RowId(0), RowId(i64::MAX), 99, &shares).await;
-        assert_eq!(scan.expect("a scan").len(), 10);
-    }
-    assert_eq!(store.backlog().await.expect("a backlog").pending, 10);
-    store.dead_keys(9).await.expect("keys");
-    store.close().await;
-    let operator = db.operator();
-    db.execute("UPDATE outbox SET ordering_key = 'k', available_at = now() + INTERVAL 1 HOUR WHERE id > 49995; UPDATE outbox SET dead_at = now(), last_error = 'refused' WHERE id BETWEEN 49991 AND 49993")
-        .await;
-    let keys = operator.waiting_keys(9).await.expect("keys");
-    assert_eq!((keys.len(), keys[0].row), (1, RowId(49_996)));
-    let reasons = operator.dead_reasons().await.expect("reasons");
-    assert_eq!(reasons, [("refused".to_owned(), 3)]);
-    let refused = DeadFilter {
-        reason: Some("refused".to_owned()),
-        ..DeadFilter::default()
-    };
-    for filter in [DeadFilter::default(), refused] {
-        let letters = operator.dead_letters(&filter, RowId(49_991), 9).await;
-        assert_eq!(letters.expect("a list").len(), 2);
-    }
-    assert_eq!(operator.replay(&[RowId(49_991)]).await.expect("replayed"), 1);
-    assert_eq!(operator.discard(&[RowId(49_992)]).await.expect("discarded"), 1);
-    operator.close().await;
-    assert!(
-        read().await < 1_000,
-        "the statements walk over sent rows: {}",
-        read().await
-    );
-    db.execute("DROP INDEX outbox_relay_unsent ON outbox").await;
-    assert!(store.head(RowId(0), 99, ALL).await.is_err(), "bound to the index");
-    assert_eq!(head_ids(&store).await.len(), 8, "slower without it, but it works");
-    db.execute("CREATE INDEX by_any_name ON outbox (sent_at, dead_at)")
-        .await;
-    store.inspect().await.expect("a table");
-    assert_eq!(head_ids(&store).await.len(), 8);
-}
-
 /// A script's lock is a row's, and ends with the transaction: of a call that was given up nothing is left.
 #[tokio::test]
 async fn a_lease_call_that_is_given_up_leaves_no_lock() {
@@ -423,8 +375,11 @@ async fn keys_are_compared_by_their_bytes() {
 async fn a_rare_dead_letter_is_found_behind_many_others() {
     let db = MariaDb::fresh().await;
     db.migrated().await;
-    db.execute("INSERT INTO outbox (routing_key, payload, dead_at) SELECT 'r', '{}', now() FROM seq_1_to_25000")
-        .await;
+    db.execute(&format!(
+        "INSERT INTO outbox (routing_key, payload, dead_at) SELECT 'r', '{{}}', now() FROM {}",
+        numbers(1, 25_000)
+    ))
+    .await;
     db.execute("UPDATE outbox SET last_error = 'refused' WHERE id IN (7, 10000, 10001, 24999)")
         .await;
     let operator = db.operator();

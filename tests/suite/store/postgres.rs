@@ -188,14 +188,21 @@ async fn a_late_commit_is_found_by_a_probe() {
 
 #[tokio::test]
 async fn no_statistics_lead_away_from_the_partial_index() {
+    // None at all, as after a restore, and those of a backlog that was sent since.
+    for statistics in ["", "ANALYZE outbox"] {
+        reads_keep_to_the_partial_index(statistics).await;
+    }
+}
+
+async fn reads_keep_to_the_partial_index(statistics: &str) {
     let db = Postgres::fresh().await;
     let store = db.migrated().await;
-    db.execute(
+    db.execute(&format!(
         "ALTER TABLE outbox SET (autovacuum_enabled = off);
-         INSERT INTO outbox (routing_key, payload) SELECT 'r', '{}' FROM generate_series(1, 50000);
-         ANALYZE outbox;
+         INSERT INTO outbox (routing_key, payload) SELECT 'r', '{{}}' FROM generate_series(1, 50000);
+         {statistics};
          UPDATE outbox SET sent_at = now() WHERE id <= 49990",
-    )
+    ))
     .await;
     let shares = Shares::Some {
         of: 16,

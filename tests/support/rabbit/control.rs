@@ -127,9 +127,13 @@ impl Rabbit {
     /// Messages that a quorum queue holds, delivered and not acknowledged ones included; `None` while it does not answer.
     pub async fn messages_in(&self, vhost: &str, queue: &str) -> Option<u64> {
         let (vhost, queue) = (binary(&vhost_name(vhost)), binary(queue));
+        // Functions by name are new in 4.x, and from 4.3 on no others are taken.
         let count = format!(
             "{{ok, Q}} = rabbit_amqqueue:lookup(rabbit_misc:r({vhost}, queue, {queue})), \
-             case ra:leader_query(amqqueue:get_pid(Q), fun rabbit_fifo:query_messages_total/1) of \
+             Ask = fun(Total) -> ra:leader_query(amqqueue:get_pid(Q), Total) end, \
+             Answer = try Ask(fun rabbit_fifo:query_messages_total/1) \
+                      catch error:function_clause -> Ask({{rabbit_fifo, query_messages_total, []}}) end, \
+             case Answer of \
                  {{ok, {{_, N}}, _}} -> N; \
                  _ -> unknown \
              end"

@@ -71,6 +71,9 @@ pod's, and an outage of the broker would take the application out of its Service
     - { name: RELAY_AMQP_URL_FILE, value: /etc/outbox-relay/amqp-url }
     {{- if .drain }}
     - { name: RELAY_SHUTDOWN_DRAIN, value: "true" }
+    {{- if not (hasKey .env "RELAY_SHUTDOWN_GRACE") }}
+    - { name: RELAY_SHUTDOWN_GRACE, value: {{ .drainGrace }} }
+    {{- end }}
     {{- end }}
     {{- range $name, $value := .env }}
     - { name: {{ $name }}, value: {{ $value | quote }} }

@@ -13,7 +13,7 @@ use crate::store::{Lease, NextStep, Stub};
 const NOW: Time = Time::from_secs(1);
 const LATER: Time = Time::from_secs(100);
 
-fn settings(ordering: Ordering) -> Settings {
+pub(super) fn settings(ordering: Ordering) -> Settings {
     Settings {
         ordering,
         on_dead_letter: OnDeadLetter::Continue,
@@ -37,14 +37,14 @@ fn settings(ordering: Ordering) -> Settings {
     }
 }
 
-fn connected(settings: Settings) -> Dispatcher {
+pub(super) fn connected(settings: Settings) -> Dispatcher {
     let mut dispatcher = Dispatcher::new(settings, 1);
     dispatcher.own(Lease { share: 0, epoch: 1 });
     dispatcher.connected(1);
     dispatcher
 }
 
-fn row(id: i64, key: &str) -> OutboxRow {
+pub(super) fn row(id: i64, key: &str) -> OutboxRow {
     OutboxRow {
         id: RowId(id),
         message_id: Uuid::from_u128(u128::from(id.unsigned_abs())).into(),
@@ -72,7 +72,7 @@ fn stub(id: i64, key: &str) -> Stub {
 }
 
 /// What goes on a lane now.
-fn go(dispatcher: &mut Dispatcher, lane: usize) -> Vec<i64> {
+pub(super) fn go(dispatcher: &mut Dispatcher, lane: usize) -> Vec<i64> {
     dispatcher
         .next_batch(lane)
         .iter()
@@ -81,7 +81,7 @@ fn go(dispatcher: &mut Dispatcher, lane: usize) -> Vec<i64> {
 }
 
 #[allow(clippy::disallowed_methods)] // the test stands for the lane
-fn confirm(dispatcher: &mut Dispatcher, id: i64) {
+pub(super) fn confirm(dispatcher: &mut Dispatcher, id: i64) {
     let id = RowId(id);
     dispatcher.outcome(1, id, Outcome::Confirmed(Confirmed::attest(id)), NOW);
 }
@@ -121,6 +121,30 @@ fn pipelined_rows_of_a_key_go_together_and_stay_on_their_lane_while_any_is_in_fl
     dispatcher.admit(vec![row(3, "a"), row(4, "b")], NOW);
     assert_eq!(go(&mut dispatcher, 1), [4]);
     assert_eq!(go(&mut dispatcher, 0), [3]);
+}
+
+#[test]
+fn a_pipelined_key_has_the_shares_of_other_lanes_while_nothing_else_can_go_but_for_one() {
+    let connected = || {
+        connected(Settings {
+            lanes: 4,
+            rows_per_key: 100,
+            ..settings(Ordering::Pipelined)
+        })
+    };
+    let many: Vec<_> = (1..31).map(|id| row(id, "a")).collect();
+    let mut dispatcher = connected();
+    dispatcher.admit(many.clone(), NOW);
+    assert_eq!(go(&mut dispatcher, 0).len(), 15);
+    dispatcher.admit(vec![row(31, "b")], NOW);
+    assert_eq!(go(&mut dispatcher, 1), [31], "another key does not wait");
+    let mut dispatcher = connected();
+    let others = (31..61).map(|id| row(id, &id.to_string())).collect();
+    dispatcher.admit([many, others].concat(), NOW);
+    assert_eq!(
+        (0..4).map(|lane| go(&mut dispatcher, lane).len()).collect::<Vec<_>>(),
+        [5; 4]
+    );
 }
 
 #[test]
