@@ -9,8 +9,9 @@ use uuid::Uuid;
 
 use crate::stage::{EXCHANGE, ROUTING_KEY, body};
 
-/// As the relay publishes: four channels, each with a quarter of a window of 1,000.
-const CHANNELS: usize = 4;
+/// As the relay publishes: a window of 1,000 in four batches, each on a channel of its own.
+pub(crate) const CHANNELS: usize = 4;
+const BATCHES: usize = 4;
 const BATCH: usize = 250;
 
 const METHOD: u8 = 1;
@@ -21,46 +22,71 @@ const FRAME_END: u8 = 0xCE;
 
 const BASIC_ACK: (u16, u16) = (60, 80);
 
-/// Messages a second, from the first confirmed batch to the last.
-pub(crate) fn measure(port: u16, count: usize) -> f64 {
+/// Messages a second, from the first confirmed batch to the last, over 1 to `CHANNELS` channels. With one, its batches
+/// follow each other without a gap: the most that can be had while all messages keep their order.
+pub(crate) fn measure(port: u16, count: usize, channels: usize) -> f64 {
     let mut wire = Wire::log_in(port);
-    let batches: Vec<Vec<u8>> = (0..=CHANNELS).map(prepare).collect();
-    let mut published = [0_u64; CHANNELS + 1];
-    let mut awaited = [const { BTreeSet::new() }; CHANNELS + 1];
-    for channel in 1..=CHANNELS {
+    for channel in 1..=channels {
         wire.call(channel, &[&[0, 20, 0, 10], short("").as_slice()].concat());
         wire.call(channel, &[0, 85, 0, 10, 0]);
     }
-    let mut publish = |wire: &mut Wire, channel: usize, awaited: &mut BTreeSet<u64>| {
-        wire.stream.write_all(&batches[channel]).expect("it writes");
-        let first = published[channel] + 1;
-        published[channel] += BATCH as u64;
-        awaited.extend(first..=published[channel]);
-    };
-    for (channel, tags) in awaited.iter_mut().enumerate().skip(1) {
-        publish(&mut wire, channel, tags);
+    let mut published = vec![0_u64; channels + 1];
+    let mut slots: Vec<_> = (0..BATCHES).map(|slot| Slot::new(1 + slot % channels)).collect();
+    for slot in &mut slots {
+        slot.publish(&mut wire, &mut published);
     }
     let mut confirmed = Vec::new();
-    while awaited.iter().any(|tags| !tags.is_empty()) {
+    while slots.iter().any(|slot| !slot.awaited.is_empty()) {
         let (channel, method, arguments) = wire.method();
         assert_eq!(method, BASIC_ACK, "a confirm");
         let tag = u64::from_be_bytes(arguments[..8].try_into().expect("a delivery tag"));
-        let tags = &mut awaited[channel];
         let multiple = arguments[8] & 1 == 1;
-        if multiple {
-            *tags = tags.split_off(&(tag + 1));
-        } else {
-            tags.remove(&tag);
-        }
-        if tags.is_empty() {
-            confirmed.push(Instant::now());
-            if (confirmed.len() + CHANNELS - 1) * BATCH < count {
-                publish(&mut wire, channel, tags);
+        for slot in slots.iter_mut().filter(|slot| slot.channel == channel) {
+            if slot.confirm(tag, multiple) {
+                confirmed.push(Instant::now());
+                if (confirmed.len() + BATCHES - 1) * BATCH < count {
+                    slot.publish(&mut wire, &mut published);
+                }
             }
         }
     }
     let (first, last) = (confirmed[0], confirmed[confirmed.len() - 1]);
     ((confirmed.len() - 1) * BATCH) as f64 / (last - first).as_secs_f64()
+}
+
+/// One batch in flight, and the next in its place.
+struct Slot {
+    channel: usize,
+    frames: Vec<u8>,
+    awaited: BTreeSet<u64>,
+}
+
+impl Slot {
+    fn new(channel: usize) -> Self {
+        Self {
+            channel,
+            frames: prepare(channel),
+            awaited: BTreeSet::new(),
+        }
+    }
+
+    fn publish(&mut self, wire: &mut Wire, published: &mut [u64]) {
+        wire.stream.write_all(&self.frames).expect("it writes");
+        let first = published[self.channel] + 1;
+        published[self.channel] += BATCH as u64;
+        self.awaited.extend(first..=published[self.channel]);
+    }
+
+    /// Whether that was its last confirm.
+    fn confirm(&mut self, tag: u64, multiple: bool) -> bool {
+        let before = self.awaited.len();
+        if multiple {
+            self.awaited = self.awaited.split_off(&(tag + 1));
+        } else {
+            self.awaited.remove(&tag);
+        }
+        before > 0 && self.awaited.is_empty()
+    }
 }
 
 struct Wire {

@@ -79,16 +79,18 @@ async fn main() {
     }
 
     if chosen("bare") {
-        let (mut rates, mut ceilings) = (Vec::new(), Vec::new());
+        let (mut rates, mut ordered, mut ceilings) = (Vec::new(), Vec::new(), Vec::new());
         for _ in 0..pairs {
-            stage.new_queue(Kind::Quorum).await;
-            let port = stage.rabbit.port();
-            let bare = tokio::task::spawn_blocking(move || bare::measure(port, rows));
-            rates.push(bare.await.expect("it publishes"));
+            for (rates, channels) in [(&mut rates, bare::CHANNELS), (&mut ordered, 1)] {
+                stage.new_queue(Kind::Quorum).await;
+                let port = stage.rabbit.port();
+                let bare = tokio::task::spawn_blocking(move || bare::measure(port, rows, channels));
+                rates.push(bare.await.expect("it publishes"));
+            }
             stage.new_queue(Kind::Quorum).await;
             ceilings.push(ceiling::measure(&stage, rows, Window::Full).await.rate);
         }
-        report::bare_line(&rates, &ceilings);
+        report::bare_line(&rates, &ordered, &ceilings);
     }
 
     let strains: Vec<_> = STRAINS.iter().filter(|(name, _)| chosen(name)).collect();

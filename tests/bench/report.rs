@@ -40,11 +40,17 @@ pub(crate) fn strain_line(name: &str, measured: &[Strained]) {
     );
 }
 
-pub(crate) fn bare_line(rates: &[f64], ceilings: &[f64]) {
+pub(crate) fn bare_line(rates: &[f64], ordered: &[f64], ceilings: &[f64]) {
     let ratios = ceilings.iter().zip(rates).map(|(ceiling, rate)| ceiling / rate);
     println!(
-        "bare socket, prepared frames: {} msg/s; the ceiling is {} of it\n",
+        "bare socket, prepared frames: {} msg/s; the ceiling is {} of it",
         Spread::of(rates.iter().copied()).text(0),
+        Spread::of(ratios).text(2)
+    );
+    let ratios = ceilings.iter().zip(ordered).map(|(ceiling, rate)| rate / ceiling);
+    println!(
+        "the same over one channel, which one key needs to keep its order: {} msg/s, {} of the ceiling\n",
+        Spread::of(ordered.iter().copied()).text(0),
         Spread::of(ratios).text(2)
     );
 }
