@@ -21,12 +21,14 @@ mod sources;
 mod table_name;
 #[cfg(test)]
 mod tests;
+mod tls;
 mod variables;
 
 pub use findings::{ConfigErrors, Problem};
 pub use mapping::{ColumnName, Field, HEADER_COLUMNS, Mapping, Origin, Piece};
-pub use secret::{Secret, redacted_url};
+pub use secret::{Secret, broker_urls_now, check_token, database_url_now, redacted_url};
 pub use table_name::{TableName, TableNameError};
+pub use tls::{Identity, Tls, is_loopback};
 pub use variables::{VARIABLES, Variable, help_text, markdown_table};
 
 use findings::Findings;
@@ -43,8 +45,12 @@ pub struct Config {
     pub amqp_exchange: String,
     /// Bound of one attempt to connect to the broker.
     pub amqp_connect_timeout: Duration,
+    /// How the broker is spoken to over TLS.
+    pub amqp_tls: Tls,
     /// Bound of each statement.
     pub database_timeout: Duration,
+    /// How the database server is spoken to over TLS.
+    pub database_tls: Tls,
     /// The table and what becomes of its sent rows.
     pub outbox: Outbox,
     /// What order is kept.
@@ -65,6 +71,10 @@ pub struct Config {
     pub shutdown: Shutdown,
     /// Where metrics and health are served; port 0 takes a free one.
     pub admin_listen: SocketAddr,
+    /// What a request that changes something must show; without one there are none.
+    pub admin_token: Option<Secret>,
+    /// Whom the endpoints are served as, over TLS.
+    pub admin_identity: Option<Identity>,
     /// Levels, as `tracing_subscriber::filter::Targets` reads them: `info,outbox_relay=debug`.
     pub log: String,
     /// How log lines look.

@@ -44,6 +44,7 @@
 //! | [`admin`], [`health`] | HTTP endpoints and what they tell | |
 //! | [`metrics`], [`rates`] | all metrics; how fast they grow | names of metrics |
 //! | [`telemetry`] | logging | what must never be logged |
+//! | [`tls`] | certificates from files; what to do about a failed handshake | |
 //! | [`systemd`] | readiness and watchdog of a service | |
 //!
 //! [`relay::dispatch`] has no I/O, no clock, no task, no SQL and no AMQP type: it is told what happened and when.
@@ -220,3 +221,4 @@ pub mod status;
 pub mod store;
 pub mod systemd;
 pub mod telemetry;
+pub mod tls;

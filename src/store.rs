@@ -6,7 +6,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 use crate::broker::Confirmed;
-use crate::config::{Mapping, OnSent, Secret, TableName};
+use crate::config::{Mapping, OnSent, Secret, TableName, Tls};
 use crate::message::{OrderingKey, OutboxRow, RowId};
 
 mod columns;
@@ -18,6 +18,7 @@ pub mod operator;
 mod pace;
 pub mod postgres;
 mod purge;
+mod secure;
 mod slot;
 mod source;
 pub mod sqlite;
@@ -44,6 +45,8 @@ pub struct StoreOptions {
     pub on_sent: OnSent,
     /// The bound of one call, connecting included.
     pub timeout: Duration,
+    /// How a server is spoken to.
+    pub tls: Tls,
     /// Which columns hold what, where the table is not one that `migrate` makes.
     pub mapping: Mapping,
 }

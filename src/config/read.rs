@@ -6,8 +6,8 @@ use std::{
 };
 
 use super::{
-    Config, LogFormat, Mapping, OnDeadLetter, OnSent, Ordering, Outbox, Poll, Publish, Retry, Shutdown, TableName,
-    TableNameError,
+    Config, Identity, LogFormat, Mapping, OnDeadLetter, OnSent, Ordering, Outbox, Poll, Publish, Retry, Shutdown,
+    TableName, TableNameError, Tls,
     findings::shown,
     parse::{self, Reader},
 };
@@ -20,12 +20,15 @@ const DAY: Duration = Duration::from_secs(86_400);
 
 impl Config {
     pub(super) fn read(from: &mut Reader<'_>) -> Self {
+        let (amqp_tls, database_tls) = Tls::read_both(from);
         Self {
             database_url: from.database_url("RELAY_DATABASE_URL"),
-            amqp_urls: from.broker_urls("RELAY_AMQP_URL"),
+            amqp_urls: from.broker_urls("RELAY_AMQP_URL", &amqp_tls),
             amqp_exchange: from.short_text("RELAY_AMQP_EXCHANGE"),
             amqp_connect_timeout: from.duration("RELAY_AMQP_CONNECT_TIMEOUT", MS..=10 * MINUTE),
+            amqp_tls,
             database_timeout: from.duration("RELAY_DATABASE_TIMEOUT", MS..=HOUR),
+            database_tls,
             outbox: Outbox::read(from),
             ordering: Ordering::read(from),
             on_dead_letter: OnDeadLetter::read(from),
@@ -39,6 +42,8 @@ impl Config {
                 drain: from.boolean("RELAY_SHUTDOWN_DRAIN"),
             },
             admin_listen: read_listen(from, "RELAY_ADMIN_LISTEN"),
+            admin_token: from.token("RELAY_ADMIN_TOKEN"),
+            admin_identity: Identity::read(from, "RELAY_ADMIN_TLS_CERT_FILE", "RELAY_ADMIN_TLS_KEY_FILE"),
             log: from.parsed("RELAY_LOG", String::new(), parse::log_directives),
             log_format: LogFormat::read(from),
             in_force: from.in_force(),

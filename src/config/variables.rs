@@ -67,6 +67,14 @@ const fn without_default(name: &'static str, help: &'static str) -> Variable {
     }
 }
 
+/// A secret that need not be set; `help` is to say that it may be in a file.
+const fn optional_secret(name: &'static str, help: &'static str) -> Variable {
+    Variable {
+        secret: true,
+        ..without_default(name, help)
+    }
+}
+
 const fn required_secret(name: &'static str, alias: &'static str, help: &'static str) -> Variable {
     Variable {
         required: true,
@@ -97,7 +105,34 @@ pub const VARIABLES: &[Variable] = &[
         "10s",
         "bound of one attempt to connect to the broker, 1ms to 10m",
     ),
+    without_default(
+        "RELAY_AMQP_CA_FILE",
+        "PEM file of the authorities that may sign the broker's certificate, in place of the system's; this and the next ones are the paths of files, read again for each connection",
+    ),
+    without_default(
+        "RELAY_AMQP_CLIENT_CERT_FILE",
+        "PEM file of the certificate shown to the broker, with its intermediates",
+    ),
+    without_default("RELAY_AMQP_CLIENT_KEY_FILE", "PEM file of its key, not encrypted"),
+    without_default(
+        "RELAY_AMQP_SERVER_NAME",
+        "name that the broker's certificate must have, where it is not the host of the URL",
+    ),
     optional("RELAY_DATABASE_TIMEOUT", "30s", "bound of each statement, 1ms to 1h"),
+    without_default(
+        "RELAY_DATABASE_CA_FILE",
+        "PEM file of the authorities that may sign the database server's certificate; with it the server must have one for its host name",
+    ),
+    without_default(
+        "RELAY_DATABASE_CLIENT_CERT_FILE",
+        "PEM file of the certificate shown to the database server, with its intermediates",
+    ),
+    without_default("RELAY_DATABASE_CLIENT_KEY_FILE", "PEM file of its key, not encrypted"),
+    optional(
+        "RELAY_REQUIRE_TLS",
+        "false",
+        "`true`: no connection without TLS to broker or database, but on the loopback and through unix sockets",
+    ),
     optional(
         "RELAY_OUTBOX_TABLE",
         "outbox",
@@ -254,6 +289,15 @@ pub const VARIABLES: &[Variable] = &[
         "0.0.0.0:9464",
         "address and port of metrics and health, `127.0.0.1:9464` or `[::]:9464`",
     ),
+    optional_secret(
+        "RELAY_ADMIN_TOKEN",
+        "bearer token, 16 to 256 characters, for endpoints that change something; also `RELAY_ADMIN_TOKEN_FILE`, a file that holds it",
+    ),
+    without_default(
+        "RELAY_ADMIN_TLS_CERT_FILE",
+        "PEM file of the certificate that the endpoints are served with, over TLS only; read again when it changes",
+    ),
+    without_default("RELAY_ADMIN_TLS_KEY_FILE", "PEM file of its key, not encrypted"),
     optional(
         "RELAY_LOG",
         "info",

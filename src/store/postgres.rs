@@ -69,7 +69,7 @@ impl Postgres {
     /// [`StoreError::Failed`] for a URL that is not understood; the text holds nothing of it.
     pub fn new(url: &Secret, options: StoreOptions) -> Result<Self, StoreError> {
         Ok(Self {
-            connector: Connector::new(url, options.timeout)?,
+            connector: Connector::new(url, &options.tls, options.timeout)?,
             table: options.table.to_string(),
             statements: Mutex::default(),
             walk: Mutex::default(),

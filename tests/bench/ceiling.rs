@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use outbox_relay::broker::amqp::{Amqp, AmqpOptions};
 use outbox_relay::broker::{Broker, Lane, Outcome};
-use outbox_relay::config::Secret;
+use outbox_relay::config::{Secret, Tls};
 use outbox_relay::message::{Message, MessageRules, OrderingKey, OutboxRow, Payload, RowId};
 use uuid::Uuid;
 
@@ -54,6 +54,7 @@ pub(crate) async fn measure(stage: &Stage, count: usize, window: Window) -> Ceil
     };
     let broker = Amqp::new(AmqpOptions {
         urls: vec![Secret::new(stage.amqp_url.as_str())],
+        tls: Tls::default(),
         connect_timeout: Duration::from_secs(10),
         confirm_timeout: Duration::from_secs(30),
         lanes,

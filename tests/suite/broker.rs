@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use outbox_relay::broker::amqp::{Amqp, AmqpOptions};
 use outbox_relay::broker::{BatchReport, Broker, Connected, Doubt, Outcome};
-use outbox_relay::config::Secret;
+use outbox_relay::config::{Secret, Tls};
 use outbox_relay::message::{Message, Properties, RowId};
 use uuid::Uuid;
 
@@ -17,6 +17,7 @@ const SECOND: Duration = Duration::from_secs(1);
 fn amqp(urls: &[&str], confirm_timeout: Duration) -> Amqp {
     Amqp::new(AmqpOptions {
         urls: urls.iter().map(|url| Secret::new(*url)).collect(),
+        tls: Tls::default(),
         connect_timeout: 3 * SECOND,
         confirm_timeout,
         lanes: 2,
@@ -338,6 +339,7 @@ async fn a_peer_that_never_answers_costs_the_connect_timeout_and_no_thread() {
     let silent = format!("amqp://guest:hunter2@{}/%2f", listener.local_addr().unwrap());
     let broker = Amqp::new(AmqpOptions {
         urls: vec![Secret::new(silent.as_str())],
+        tls: Tls::default(),
         connect_timeout: Duration::from_millis(300),
         confirm_timeout: SECOND,
         lanes: 2,

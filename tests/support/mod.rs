@@ -7,6 +7,7 @@
 #![allow(dead_code, unused_imports, unreachable_pub, missing_docs)]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::disallowed_methods)]
 
+mod authority;
 mod consumer;
 mod guard;
 mod http;
@@ -20,8 +21,9 @@ mod relay;
 
 use std::time::{Duration, Instant};
 
+pub use authority::{Authority, Pair, replace};
 pub use consumer::{Consumer, Kind, PREFETCH, Received, arrivals, declare, drain_queue, unbind};
-pub use guard::free_port;
+pub use guard::{User, free_port};
 pub use mariadb::{MariaDb, Product, numbers};
 pub use pgbouncer::PgBouncer;
 pub use postgres::Postgres;
