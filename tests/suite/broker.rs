@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use outbox_relay::broker::amqp::{Amqp, AmqpOptions};
 use outbox_relay::broker::{BatchReport, Broker, Connected, Doubt, Outcome};
 use outbox_relay::config::Secret;
-use outbox_relay::message::{Message, Properties, RowId};
+use outbox_relay::message::{Copies, Headers, Message, OwnHeaders, Properties, RowId};
 use uuid::Uuid;
 
 use crate::support::{Kind, Proxy, Rabbit, declare, drain_queue, until};
@@ -20,6 +20,7 @@ fn amqp(urls: &[&str], confirm_timeout: Duration) -> Amqp {
         connect_timeout: 3 * SECOND,
         confirm_timeout,
         lanes: 2,
+        own_headers: OwnHeaders::default(),
     })
 }
 
@@ -36,9 +37,10 @@ fn message(row: i64, exchange: &str, routing_key: &str) -> Arc<Message> {
         kind: None,
         content_type: "text/plain".to_owned(),
         timestamp: Some(1),
-        headers: serde_json::Map::new(),
+        headers: Headers::new(),
         properties: Properties::default(),
         body: row.to_string().into_bytes(),
+        copies: Copies::None,
     })
 }
 
@@ -341,6 +343,7 @@ async fn a_peer_that_never_answers_costs_the_connect_timeout_and_no_thread() {
         connect_timeout: Duration::from_millis(300),
         confirm_timeout: SECOND,
         lanes: 2,
+        own_headers: OwnHeaders::default(),
     });
     let io_threads = || {
         let tasks = std::fs::read_dir("/proc/self/task").unwrap();

@@ -64,6 +64,7 @@ mod partitioned;
 mod purge;
 mod replicas;
 mod restore;
+mod roundtrip;
 mod stopping;
 mod store;
 mod surroundings;

@@ -15,12 +15,13 @@ mod pgbouncer;
 mod postgres;
 mod process;
 mod proxy;
+pub mod python;
 mod rabbit;
 mod relay;
 
 use std::time::{Duration, Instant};
 
-pub use consumer::{Consumer, Kind, PREFETCH, Received, arrivals, declare, drain_queue, unbind};
+pub use consumer::{Consumer, Kind, PREFETCH, Received, arrivals, declare, drain_queue, exchange, unbind};
 pub use guard::free_port;
 pub use mariadb::{MariaDb, Product, numbers};
 pub use pgbouncer::PgBouncer;
