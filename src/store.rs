@@ -199,8 +199,8 @@ pub trait Store: Send + Sync {
     /// Whether a row can appear below ids already seen. False where writers come one at a time.
     fn commits_out_of_order(&self) -> bool;
 
-    /// Whether the last [`Store::head`] that came to the end had no look at all there is: rows that were committed before may
-    /// come with a later one.
+    /// Whether the last [`Store::head`] may not have shown all that was committed before it, though it came to the end: a
+    /// later one may bring it.
     fn owes_a_look(&self) -> bool {
         false
     }
