@@ -149,6 +149,7 @@ fn amqp_options(config: &Config) -> AmqpOptions {
         connect_timeout: config.amqp_connect_timeout,
         confirm_timeout: config.publish.confirm_timeout,
         lanes: relay::lanes(config),
+        own_headers: config.message.own_headers.clone(),
     }
 }
 

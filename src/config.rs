@@ -31,6 +31,7 @@ pub use table_name::{TableName, TableNameError};
 pub use tls::{Identity, Tls, is_loopback};
 pub use variables::{VARIABLES, Variable, help_text, markdown_table};
 
+use crate::message::{Compression, OwnHeaders};
 use findings::Findings;
 use parse::Reader;
 
@@ -65,6 +66,8 @@ pub struct Config {
     pub poll: Poll,
     /// How much is published at once.
     pub publish: Publish,
+    /// What is made of rows.
+    pub message: MessageSettings,
     /// What becomes of refused messages.
     pub retry: Retry,
     /// How the relay stops.
@@ -149,6 +152,17 @@ pub struct Publish {
     pub confirm_timeout: Duration,
     /// A body of more bytes is a dead letter, at most 128 MiB.
     pub max_message_bytes: u64,
+}
+
+/// What is made of rows.
+#[derive(Debug, Clone)]
+pub struct MessageSettings {
+    /// How bodies are compressed; `None`: not at all.
+    pub compression: Option<Compression>,
+    /// Reserved headers that rows may have all the same.
+    pub allowed_headers: Vec<String>,
+    /// Headers that the relay adds.
+    pub own_headers: OwnHeaders,
 }
 
 /// What becomes of refused messages. `min_delay` is never above `max_delay`.

@@ -10,6 +10,7 @@ use async_trait::async_trait;
 
 use crate::broker::{Broker, BrokerError, Connected, Lane};
 use crate::config::{Secret, Tls, broker_urls_now, redacted_url};
+use crate::message::OwnHeaders;
 
 use connection::Connection;
 
@@ -26,6 +27,8 @@ pub struct AmqpOptions {
     pub confirm_timeout: Duration,
     /// Channels per connection, at least 1.
     pub lanes: usize,
+    /// Headers that the relay adds.
+    pub own_headers: OwnHeaders,
 }
 
 /// A RabbitMQ broker or cluster.
@@ -44,9 +47,7 @@ impl Amqp {
         let opened = tokio::time::timeout(self.options.connect_timeout, async {
             let mut lanes: Vec<Box<dyn Lane>> = Vec::with_capacity(self.options.lanes);
             for _ in 0..self.options.lanes {
-                lanes.push(Box::new(
-                    lane::AmqpLane::open(connection.clone(), self.options.confirm_timeout).await?,
-                ));
+                lanes.push(Box::new(lane::AmqpLane::open(connection.clone(), &self.options).await?));
             }
             lapin::Result::Ok(lanes)
         });

@@ -100,6 +100,10 @@ pub const VARIABLES: &[Variable] = &[
         "RELAY_AMQP_EXCHANGE",
         "exchange of rows that name none, at most 255 bytes; empty: the default exchange",
     ),
+    without_default(
+        "RELAY_AMQP_DEDUP_HEADER",
+        "header with the `message_id`, for a broker that drops duplicates by it: `x-deduplication-header`",
+    ),
     optional(
         "RELAY_AMQP_CONNECT_TIMEOUT",
         "10s",
@@ -258,6 +262,24 @@ pub const VARIABLES: &[Variable] = &[
         "RELAY_MESSAGE_MAX_BYTES",
         "16MiB",
         "a larger body is a dead letter, 1B to 128MiB",
+    ),
+    optional(
+        "RELAY_MESSAGE_COMPRESSION",
+        "none",
+        "`gzip` or `zstd` compresses bodies, and sets `content_encoding`; rows that set one are left as they are",
+    ),
+    optional(
+        "RELAY_MESSAGE_COMPRESSION_MIN_BYTES",
+        "4KiB",
+        "smaller bodies are not compressed, 1B to 128MiB",
+    ),
+    without_default(
+        "RELAY_MESSAGE_ALLOW_HEADERS",
+        "reserved headers that rows may have all the same, comma-separated: `CC,BCC`",
+    ),
+    without_default(
+        "RELAY_MESSAGE_REPEAT_HEADER",
+        "boolean header that is `false` where a message was surely not published before: `outbox-repeat`",
     ),
     optional(
         "RELAY_RETRY_MIN_DELAY",

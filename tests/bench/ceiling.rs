@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use outbox_relay::broker::amqp::{Amqp, AmqpOptions};
 use outbox_relay::broker::{Broker, Lane, Outcome};
 use outbox_relay::config::{Secret, Tls};
-use outbox_relay::message::{Message, MessageRules, OrderingKey, OutboxRow, Payload, RowId};
+use outbox_relay::message::{Message, MessageRules, OrderingKey, OutboxRow, OwnHeaders, Payload, RowId};
 use uuid::Uuid;
 
 use crate::procfs;
@@ -58,6 +58,7 @@ pub(crate) async fn measure(stage: &Stage, count: usize, window: Window) -> Ceil
         connect_timeout: Duration::from_secs(10),
         confirm_timeout: Duration::from_secs(30),
         lanes,
+        own_headers: OwnHeaders::default(),
     });
     let connected = broker.connect().await.expect("the broker is up");
     let next = Arc::new(AtomicUsize::new(0));
@@ -126,6 +127,7 @@ fn message(n: usize) -> Arc<Message> {
     let rules = MessageRules {
         default_exchange: EXCHANGE.to_owned(),
         max_body_bytes: 1 << 20,
+        ..MessageRules::default()
     };
     Arc::new(Message::from_row(row, &rules).expect("a good row"))
 }

@@ -65,6 +65,7 @@ mod partitioned;
 mod purge;
 mod replicas;
 mod restore;
+mod roundtrip;
 mod security;
 mod stopping;
 mod store;

@@ -16,13 +16,14 @@ mod pgbouncer;
 mod postgres;
 mod process;
 mod proxy;
+pub mod python;
 mod rabbit;
 mod relay;
 
 use std::time::{Duration, Instant};
 
 pub use authority::{Authority, Pair, replace};
-pub use consumer::{Consumer, Kind, PREFETCH, Received, arrivals, declare, drain_queue, unbind};
+pub use consumer::{Consumer, Kind, PREFETCH, Received, arrivals, declare, drain_queue, exchange, unbind};
 pub use guard::{User, free_port};
 pub use mariadb::{MariaDb, Product, numbers};
 pub use pgbouncer::PgBouncer;

@@ -13,7 +13,8 @@ use crate::store::{BACKLOG_CAP, Backlog, Stub};
 /// A row of a page.
 pub(super) fn outbox_row(row: &SqliteRow, table: &str) -> Result<OutboxRow, sqlx::Error> {
     let id: i64 = row.try_get(0)?;
-    let created: Option<f64> = number(row, 9)?;
+    // Dates are days with a fraction to SQLite: a whole second can come out some microseconds short.
+    let created = number(row, 9)?.map(|seconds| seconds + 0.000_5);
     // A row without a time of its own is as old as the epoch only on paper.
     let age = if created.is_some() { number(row, 10)? } else { None };
     Ok(OutboxRow {
