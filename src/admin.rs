@@ -114,7 +114,9 @@ async fn startupz() -> Response {
 async fn readyz(State(admin): State<Admin>) -> Response {
     let (database, broker) = (admin.health.database(), admin.health.broker.state());
     let ready = database.is_ok() && broker.is_ok();
-    let body = json!({ "ready": ready, "database": part(database), "broker": part(broker) });
+    // A pause is no reason not to be ready: a pod would be taken out of service with its application.
+    let paused = admin.health.pauses().as_deref().map(status::pauses);
+    let body = json!({ "ready": ready, "database": part(database), "broker": part(broker), "paused": paused });
     answer(ready, body)
 }
 

@@ -5,6 +5,7 @@ mod dead_letters;
 mod extras;
 mod healthcheck;
 mod migrate;
+mod pause;
 mod run;
 mod status;
 
@@ -51,6 +52,21 @@ enum Command {
     /// List, show, replay and discard dead letters
     #[command(subcommand)]
     DeadLetters(dead_letters::DeadLetters),
+    /// Publish nothing, or nothing to an exchange, until `resume`; kept in the database, for all relays of the table
+    Pause {
+        /// Only this exchange; empty: the default exchange
+        #[arg(long)]
+        exchange: Option<String>,
+        /// Why, for others to read
+        #[arg(long, default_value = "")]
+        reason: String,
+    },
+    /// End a pause
+    Resume {
+        /// That of this exchange
+        #[arg(long)]
+        exchange: Option<String>,
+    },
     /// Ask the running relay whether it is alive; for a container's HEALTHCHECK
     Healthcheck {
         /// Ask whether database and broker can be reached as well
@@ -136,6 +152,8 @@ async fn execute(command: Command, loaded: Loaded) -> anyhow::Result<ExitCode> {
         Command::Check => Ok(check::check(&config, &warnings).await),
         Command::Status(args) => status::status(config, &args).await,
         Command::DeadLetters(command) => dead_letters::dead_letters(config, command).await,
+        Command::Pause { exchange, reason } => pause::pause(&config, exchange.as_deref(), &reason).await,
+        Command::Resume { exchange } => pause::resume(&config, exchange.as_deref()).await,
         // Done before the configuration was read.
         Command::Completions { .. } | Command::Man { .. } => Ok(ExitCode::SUCCESS),
         Command::Healthcheck { ready } => healthcheck::healthcheck(&config, ready).await,

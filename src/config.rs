@@ -223,6 +223,12 @@ pub fn load_from_process() -> Result<Loaded, ConfigErrors> {
     load_os(std::env::vars_os())
 }
 
+/// Who runs this process, as the environment says; not a setting.
+pub fn user_name() -> Option<String> {
+    let named = |(name, value): (OsString, OsString)| (name == "USER").then(|| value.to_string_lossy().into_owned());
+    std::env::vars_os().find_map(named).filter(|name| !name.is_empty())
+}
+
 fn load_os(env: impl IntoIterator<Item = (OsString, OsString)>) -> Result<Loaded, ConfigErrors> {
     let mut findings = Findings::default();
     let mut texts = HashMap::new();

@@ -4,6 +4,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
+use crate::store::Pause;
+
 /// The loop turns at least once a second; one that has not for this long is stuck.
 const STUCK: Duration = Duration::from_secs(30);
 
@@ -22,6 +24,7 @@ pub struct Health {
     pub leases: Part,
     /// The broker.
     pub broker: Part,
+    pauses: Mutex<Option<Vec<Pause>>>,
 }
 
 /// Something the relay depends on.
@@ -58,15 +61,29 @@ impl Health {
             database: Part::new(),
             leases: Part::new(),
             broker: Part::new(),
+            pauses: Mutex::default(),
         }
     }
 
     /// Whether the database works, or why not. A relay that stands by reads no rows: then only the leases tell.
     pub fn database(&self) -> Result<(), String> {
         self.leases.state()?;
+        if self.pauses().is_none() {
+            return Err("what is paused is not known yet".to_owned());
+        }
         self.database
             .state()
             .or_else(|reason| if reason == UNKNOWN { Ok(()) } else { Err(reason) })
+    }
+
+    /// What people have paused; `None`: not known yet.
+    pub fn pauses(&self) -> Option<Vec<Pause>> {
+        self.pauses.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// People have paused this, and nothing else.
+    pub fn set_pauses(&self, pauses: Vec<Pause>) {
+        *self.pauses.lock().unwrap_or_else(PoisonError::into_inner) = Some(pauses);
     }
 
     /// Since the relay started.

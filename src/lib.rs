@@ -142,6 +142,10 @@
 //! first row and an id from which on the rest is in the table only, and reads it again from there. After a crash,
 //! confirmed rows that were not marked are sent again, in order: copies come late, first copies do not.
 //!
+//! *Pauses* ([`relay::dispatch::Paused`]): rows of a paused exchange are not held, only the keys they have, as later rows of
+//! these must not pass them. When an exchange is resumed everything unsent is read from the beginning, in order, before
+//! anything newer. Nothing is published before it is known what is paused. `pauses::…`, property tests.
+//!
 //! In `pipelined`, messages of a key that are in flight share a lane (order holds per channel), and a refusal of one
 //! cannot hold back those behind it. In `none`, keys are ignored.
 //!
@@ -176,6 +180,7 @@
 //! | bodies | nothing is read above `RELAY_PUBLISH_IN_FLIGHT_BYTES`: that, and one page of bodies up to 16 KiB each; larger ones are fetched when there is room, one alone if need be |
 //! | rows that must wait (backoff, delayed), without body | 250,000, about 50 MB, half of it for rows without a key, which are then left to the sweep; with so many keys waiting no new rows are read |
 //! | rows without a key due in more than a minute | not held, a later sweep finds them |
+//! | keys with a row of a paused exchange, without the row | a million, about 20 MB; above that nothing new is read |
 //! | skipped ids | 10,000 (100,000 until they are looked at), the lowest given up first and left to the sweep |
 //! | under way between the tasks | one read, one write, one batch per lane |
 //!

@@ -34,7 +34,7 @@ pub const FAILURE_REASONS: [&str; 7] = [
 pub const DEAD_LETTER_REASONS: [&str; 4] = ["unroutable", "no_exchange", "refused", "invalid"];
 
 /// What the store is asked to do; the values of `{operation}`.
-pub const OPERATIONS: [&str; 11] = [
+pub const OPERATIONS: [&str; 12] = [
     "lease",
     "inspect",
     "head",
@@ -46,6 +46,7 @@ pub const OPERATIONS: [&str; 11] = [
     "dead_keys",
     "purge",
     "backlog",
+    "pauses",
 ];
 
 /// What has been counted since the start.
@@ -95,6 +96,8 @@ pub struct Metrics {
     pub leases_lost: Counter,
     /// Keys whose next row must wait.
     pub blocked_keys: IntGauge,
+    paused: IntGauge,
+    paused_exchanges: IntGauge,
 }
 
 impl Metrics {
@@ -249,6 +252,18 @@ impl Metrics {
                 "Ordering keys whose next row must wait: refused, not due, or behind a dead letter",
                 IntGauge::default(),
             ),
+            paused: add(
+                r,
+                "paused",
+                "1 while people have paused everything; aggregate with max",
+                IntGauge::default(),
+            ),
+            paused_exchanges: add(
+                r,
+                "paused_exchanges",
+                "Exchanges that people have paused; aggregate with max",
+                IntGauge::default(),
+            ),
             registry,
             rates: Rates::default(),
         }
@@ -340,6 +355,12 @@ impl Metrics {
         self.oldest_age
             .set(backlog.oldest_age.unwrap_or_default().as_secs_f64());
         self.backlog_sampled.set(unix_now());
+    }
+
+    /// People have paused everything, or so many exchanges.
+    pub fn paused(&self, everything: bool, exchanges: usize) {
+        self.paused.set(i64::from(everything));
+        self.paused_exchanges.set(i64::try_from(exchanges).unwrap_or(i64::MAX));
     }
 
     /// An attempt to connect to the broker ended.

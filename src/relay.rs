@@ -7,6 +7,7 @@ pub mod holes;
 mod housekeeping;
 mod leases;
 mod outage;
+mod pauses;
 mod publisher;
 pub mod reader;
 mod reading;
@@ -25,7 +26,7 @@ use crate::config::{Config, OnDeadLetter, Ordering};
 use crate::health::Health;
 use crate::message::{MessageRules, RowId};
 use crate::metrics::Metrics;
-use crate::store::{Holder, Store, StoreError};
+use crate::store::{Holder, Pause, Store, StoreError};
 
 use self::core::{Core, Queues};
 use dispatch::{Dispatcher, Generation, RetryPolicy, Settings};
@@ -49,6 +50,9 @@ const FAREWELL: Duration = Duration::from_secs(3);
 /// are read until some have gone.
 const STUBS: usize = 250_000;
 
+/// Keys that wait behind rows of paused exchanges are remembered, about 20 bytes each.
+const PAUSED_KEYS: usize = 1_000_000;
+
 /// What the tasks tell the loop. Every sender has a bounded number of these under way.
 enum Event {
     Read {
@@ -59,6 +63,8 @@ enum Event {
     /// Rows may have been inserted: it is worth a look.
     Inserted,
     Leases(Leases),
+    /// What people have paused.
+    Pauses(Vec<Pause>),
     Connected {
         generation: Generation,
         lanes: Vec<mpsc::Sender<Batch>>,
@@ -73,7 +79,7 @@ enum Event {
         broken: bool,
     },
     /// The connection is being given up: nothing more is to be published on it.
-    Pausing,
+    Retiring,
     /// All outcomes of the connection have been told.
     Retired {
         generation: Generation,
@@ -162,6 +168,12 @@ pub async fn run(parts: Parts, stop: watch::Receiver<Stop>) -> Ended {
     let mut keeping = tokio::spawn(keeper.run(give_queue));
     tasks.spawn(housekeeping::sample_backlog(store.clone(), metrics.clone()));
     tasks.spawn(housekeeping::summarise(metrics.clone()));
+    tasks.spawn(pauses::watch(
+        store.clone(),
+        metrics.clone(),
+        health.clone(),
+        events.clone(),
+    ));
     if !config.outbox.mapping.is_default() {
         tasks.spawn(housekeeping::tidy(store.clone()));
     }
@@ -283,6 +295,7 @@ fn settings(config: &Config) -> Settings {
         unmarked: 2 * in_flight,
         rows: 2 * in_flight + 2 * batch,
         stubs: STUBS,
+        paused_keys: PAUSED_KEYS,
         // Of a key whose rows go one at a time, so many that the next ones are here when others are slow; of one that has
         // the window for itself, a page more than the window.
         rows_per_key: match config.ordering {

@@ -12,7 +12,7 @@ use crate::config::{Config, OnDeadLetter, Ordering, redacted_url};
 use crate::health::Health;
 use crate::metrics::Metrics;
 use crate::store::operator::{DEAD_REASONS_CAP, Database, Operator, Ownership};
-use crate::store::{Backlog, StoreError};
+use crate::store::{Backlog, Pause, StoreError};
 
 /// Blocked keys that are listed.
 const KEYS: u32 = 100;
@@ -38,15 +38,18 @@ impl Status {
         });
         let database = self.operator.database().await;
         let ahead = database.as_ref().map_or(0.0, |database| database.now - unix_now());
-        let parts: [(&str, Value); 4] = match &database {
+        let parts: [(&str, Value); 5] = match &database {
             Ok(_) => [
                 ("backlog", self.backlog().await),
                 ("dead_letters", self.dead_letters().await),
                 ("blocked_keys", self.blocked_keys().await),
                 ("owners", self.owners().await),
+                ("paused", self.paused().await),
             ],
             // Not asked one after the other: each would wait for its time to be up.
-            Err(error) => ["backlog", "dead_letters", "blocked_keys", "owners"].map(|part| (part, missing(error))),
+            Err(error) => {
+                ["backlog", "dead_letters", "blocked_keys", "owners", "paused"].map(|part| (part, missing(error)))
+            }
         };
         report["database"] = self.database(database, ahead);
         report["broker"] = broker;
@@ -73,6 +76,13 @@ impl Status {
         };
         part["address"] = redacted_url(self.config.database_url.expose()).into();
         part
+    }
+
+    async fn paused(&self) -> Value {
+        match self.operator.pauses().await {
+            Ok(found) => json!({ "ok": true, "pauses": pauses(&found) }),
+            Err(error) => missing(&error),
+        }
     }
 
     async fn backlog(&self) -> Value {
@@ -200,6 +210,20 @@ impl Status {
         let urls = self.config.amqp_urls.iter();
         urls.map(|url| redacted_url(url.expose())).collect()
     }
+}
+
+/// What people have paused, for people; `exchange` is null where it is everything.
+pub fn pauses(pauses: &[Pause]) -> Value {
+    let pauses = pauses.iter().map(|pause| {
+        let at = Duration::from_secs(pause.at.clamp(0.0, 253_402_300_799.0) as u64);
+        json!({
+            "exchange": pause.exchange,
+            "by": pause.by,
+            "reason": pause.reason,
+            "since": time(SystemTime::UNIX_EPOCH + at),
+        })
+    });
+    pauses.collect()
 }
 
 /// What a running relay knows of itself.

@@ -16,6 +16,7 @@ mod migrate;
 pub mod mysql;
 pub mod operator;
 mod pace;
+mod pauses;
 pub mod postgres;
 mod purge;
 mod secure;
@@ -29,6 +30,7 @@ mod wakeup;
 
 pub use migrate::Applied;
 pub use operator::Operator;
+pub use pauses::Pause;
 pub use values::share_of;
 pub use wakeup::Wakeups;
 
@@ -186,6 +188,9 @@ pub trait Store: Send + Sync {
     /// The keys that have a dead letter, each with the lowest such row: what `RELAY_ON_DEAD_LETTER=block` blocks.
     async fn dead_keys(&self, limit: u32) -> Result<Vec<(OrderingKey, RowId)>, StoreError>;
 
+    /// What people have paused.
+    async fn pauses(&self) -> Result<Vec<Pause>, StoreError>;
+
     /// Removes what the relay's own tables hold of rows that the application took away; bounded.
     async fn tidy(&self) -> Result<(), StoreError>;
 
@@ -248,6 +253,8 @@ pub struct Stub {
     pub ordering_key: Option<OrderingKey>,
     /// How long it must wait yet; zero: due now.
     pub due_in: Duration,
+    /// Where it goes to; `None`: `RELAY_AMQP_EXCHANGE`.
+    pub exchange: Option<String>,
 }
 
 /// The answer to [`Store::probe`].

@@ -220,7 +220,9 @@ async fn inspected(store: &Arc<dyn Store>) -> Result<String, String> {
 
 async fn leases(store: &Arc<dyn Store>, config: &Config) -> Result<String, String> {
     let free = store.has_free_shares(config.partitions).await;
-    free.map(|_| "the relay's own tables are there".to_owned())
+    let paused = store.pauses().await;
+    free.and(paused)
+        .map(|_| "the relay's own tables are there".to_owned())
         .map_err(|error| error.to_string())
 }
 

@@ -1,6 +1,7 @@
 //! The loop: takes events, turns the state machine, starts what can be started. It is the only place that holds state.
 
 mod ownership;
+mod pauses;
 mod stop;
 
 use std::sync::Arc;
@@ -59,6 +60,7 @@ pub(super) struct Core {
     /// Leases that were handed to be given back.
     given: Vec<Lease>,
     partitions: u16,
+    pauses_known: bool,
     database: Outage,
     crowd: Outage,
     logs: LogBudget,
@@ -96,6 +98,7 @@ impl Core {
             trusted_until: None,
             given: Vec::new(),
             partitions,
+            pauses_known: false,
             database: Outage::new("reading the outbox table"),
             crowd: Outage::new("reading new rows"),
             logs: LogBudget::default(),
@@ -251,6 +254,7 @@ impl Core {
             Event::Read { read, answer } => self.take_read(read, answer, now),
             Event::Inserted => self.plan.look(now),
             Event::Leases(leases) => self.take_leases(leases),
+            Event::Pauses(pauses) => self.take_pauses(pauses),
             Event::Connected { generation, lanes } => {
                 self.lanes = lanes
                     .into_iter()
@@ -259,7 +263,7 @@ impl Core {
                 self.generation = Some(generation);
                 self.dispatcher.connected(generation);
             }
-            Event::Blocked(true) => self.dispatcher.paused(),
+            Event::Blocked(true) => self.dispatcher.cut_off(),
             Event::Blocked(false) => {
                 if let Some(generation) = self.generation {
                     self.dispatcher.connected(generation);
@@ -277,11 +281,11 @@ impl Core {
                 if self.generation == Some(generation) {
                     self.lanes[lane].idle = true;
                     if broken {
-                        self.pause();
+                        self.cut_off();
                     }
                 }
             }
-            Event::Pausing => self.pause(),
+            Event::Retiring => self.cut_off(),
             Event::Retired { generation } => self.dispatcher.retired(generation, now),
             Event::Settled {
                 marked,
@@ -330,10 +334,10 @@ impl Core {
     }
 
     /// Nothing more is published on this connection.
-    fn pause(&mut self) {
+    fn cut_off(&mut self) {
         self.generation = None;
         self.lanes.clear();
-        self.dispatcher.paused();
+        self.dispatcher.cut_off();
     }
 
     fn tell(&mut self) {
@@ -364,7 +368,7 @@ impl Core {
         }
         if self.dispatcher.is_full_of_waiting() {
             self.crowd
-                .goes_on("too many keys wait for their time or a retry: see backlog, last_error and available_at");
+                .goes_on("too many keys wait for their time, a retry or a paused exchange: see backlog, last_error, available_at and status");
         } else {
             self.crowd.over();
         }

@@ -16,6 +16,7 @@
 
 mod admit;
 mod keys;
+mod pauses;
 mod publish;
 mod retry;
 mod shares;
@@ -32,9 +33,11 @@ use crate::config::{OnDeadLetter, Ordering};
 use crate::message::{Copies, Invalid, Message, MessageRules, OrderingKey, RowId};
 use crate::store::{Failure, Lease, NextStep};
 
+pub use pauses::Paused;
 pub use retry::RetryPolicy;
 
 use keys::Keys;
+use pauses::{Hashed, Pauses};
 use shares::Share;
 
 /// Time since the relay started, by a monotonic clock that the caller reads.
@@ -66,6 +69,8 @@ pub struct Settings {
     pub rows: usize,
     /// Rows remembered without their body because they must wait (backoff, delayed send).
     pub stubs: usize,
+    /// Keys remembered because a row of a paused exchange stands before their others; above it nothing more is read.
+    pub paused_keys: usize,
     /// Rows held of one key.
     pub rows_per_key: usize,
     /// Bytes of the bodies held.
@@ -103,6 +108,8 @@ pub enum Notice {
 struct Row {
     key: Option<OrderingKey>,
     share: u16,
+    /// Where it goes to.
+    exchange: Hashed,
     content: Content,
     /// Bytes of the body; 0 when not known yet.
     size: u64,
@@ -160,6 +167,7 @@ pub struct Dispatcher {
     left: BTreeSet<RowId>,
     timers: BinaryHeap<Reverse<(Time, RowId)>>,
     rng: fastrand::Rng,
+    pauses: Pauses,
     /// The connection in use; `None`: nothing can be published.
     generation: Option<Generation>,
     in_flight: usize,
@@ -190,6 +198,7 @@ impl Dispatcher {
             left: BTreeSet::new(),
             timers: BinaryHeap::new(),
             rng: fastrand::Rng::with_seed(seed),
+            pauses: Pauses::unknown(),
             generation: None,
             in_flight: 0,
             confirmed: 0,
@@ -255,7 +264,7 @@ impl Dispatcher {
 
     /// Whether so many keys must wait that no new rows are read.
     pub fn is_full_of_waiting(&self) -> bool {
-        self.stubs >= self.settings.stubs
+        self.stubs >= self.settings.stubs || self.pauses.keys() >= self.settings.paused_keys
     }
 
     /// Whether nothing is on its way: neither to the broker nor back to the table.
@@ -265,9 +274,10 @@ impl Dispatcher {
             && !self.rows.values().any(|row| matches!(row.state, State::Failing { .. }))
     }
 
-    /// Whether no row is held that could still be published without waiting for its time.
+    /// Whether no row is held that could still be published without waiting for its time or a person.
     pub fn is_drained(&self) -> bool {
-        self.is_settled() && self.active() == 0 && self.keys.refill_from().is_none()
+        let nothing_left = self.active() == 0 && self.keys.refill_from().is_none();
+        self.is_settled() && (nothing_left || self.pauses.everything())
     }
 
     /// When [`Dispatcher::tick`] has something to do next.

@@ -122,7 +122,7 @@ impl Publisher {
             warn!(reason, "lost the connection to the broker");
             self.health.broker.down(reason);
         }
-        self.tell(Event::Pausing).await;
+        self.tell(Event::Retiring).await;
         session.close().await;
         let ended = async { while tasks.join_next().await.is_some() {} };
         if tokio::time::timeout(LANES_END, ended).await.is_err() {

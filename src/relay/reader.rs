@@ -199,6 +199,12 @@ impl Plan {
         }
     }
 
+    /// Everything unsent is read from the beginning, of the same shares.
+    pub fn read_anew(&mut self) {
+        let shares = self.shares.take();
+        self.read_shares(shares, true);
+    }
+
     /// Something may have been inserted: the next head read is now. Does not make the reads after it any quicker.
     pub fn look(&mut self, now: Time) {
         self.wanted = true;
@@ -344,7 +350,9 @@ impl Plan {
     ) -> usize {
         self.errors = 0;
         match (read, answer) {
-            (Read::Head { .. } | Read::Scan { .. } | Read::Probe(_) | Read::DeadKeys, _) if round != self.round => {}
+            // Bodies are of rows that are known, whenever they were asked for.
+            (Read::Head { .. } | Read::Scan { .. } | Read::Probe(_) | Read::DeadKeys | Read::Changed, _)
+                if round != self.round => {}
             (Read::Head { after, limit, .. }, Answer::Head { rows, whole }) => {
                 let count = rows.len();
                 let is_end = whole && count < limit as usize;

@@ -16,6 +16,7 @@ use sqlx::{AssertSqlSafe, Executor as _, Row as _};
 use super::leases::{self, Dialect, Take};
 use super::migrate::{Applied, literal};
 use super::pace::{Pace, TidyWalk};
+use super::pauses::{self, Pause};
 use super::purge::{self, PurgeWalk, Window};
 use super::slot::Slot;
 use super::values::{FailureColumns, decode, decode_one, raw, sorted};
@@ -356,6 +357,13 @@ impl Store for MySql {
         let statements = self.statements().await?;
         let query = self.query(&statements.dead_keys).bind(limit);
         decode(&self.rows(&self.housekeeping, query).await?, rows::dead_key)
+    }
+
+    async fn pauses(&self) -> Result<Vec<Pause>, StoreError> {
+        let sql: Arc<str> = pauses::list(&self.options.table).into();
+        // Not behind a long count.
+        let rows = self.rows(&self.leases, self.query(&sql)).await;
+        decode(&rows.map_err(pauses::explain)?, pauses::pause)
     }
 
     async fn tidy(&self) -> Result<(), StoreError> {

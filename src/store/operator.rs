@@ -47,6 +47,12 @@ pub trait Operator: Store {
     /// Deletes dead letters. Returns how many of `ids` still were.
     async fn discard(&self, ids: &[RowId]) -> Result<u64, StoreError>;
 
+    /// Pauses everything (`None`) or an exchange; what is paused already stays as it was noted then.
+    async fn pause(&self, exchange: Option<&str>, by: &str, reason: &str) -> Result<(), StoreError>;
+
+    /// Ends a pause; false: there was none.
+    async fn resume(&self, exchange: Option<&str>) -> Result<bool, StoreError>;
+
     /// For a person: which columns hold what; `None`: the table is as `migrate` makes it.
     async fn columns(&self) -> Result<Option<String>, StoreError>;
 

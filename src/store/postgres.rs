@@ -14,6 +14,7 @@ use sqlx::{AssertSqlSafe, Executor as _, Postgres as Driver, Row as _};
 use super::leases::{self, Dialect, Take};
 use super::migrate::Applied;
 use super::pace::{Pace, TidyWalk};
+use super::pauses::{self, Pause};
 use super::purge::{self, PurgeWalk};
 use super::slot::Slot;
 use super::values::{FailureColumns, decode, decode_one, raw, seconds, sorted, unreadable};
@@ -329,6 +330,13 @@ impl Store for Postgres {
         let statements = self.statements().await?;
         let query = self.query(&statements.dead_keys).bind(i64::from(limit));
         decode(&self.rows(&self.housekeeping, query).await?, rows::dead_key)
+    }
+
+    async fn pauses(&self) -> Result<Vec<Pause>, StoreError> {
+        let sql: Arc<str> = pauses::list(&self.options.table).into();
+        // Not behind a long count.
+        let rows = self.rows(&self.leases, self.query(&sql)).await;
+        decode(&rows.map_err(pauses::explain)?, pauses::pause)
     }
 
     async fn tidy(&self) -> Result<(), StoreError> {

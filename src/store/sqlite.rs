@@ -15,6 +15,7 @@ use sqlx::{AssertSqlSafe, Connection as _, Executor as _, Row as _, Sqlite as Dr
 use super::leases::{self, Dialect, Take};
 use super::migrate::{Applied, unsent_index};
 use super::pace::{Pace, TidyWalk};
+use super::pauses::{self, Pause};
 use super::purge::{self, PurgeWalk};
 use super::slot::Slot;
 use super::values::{FailureColumns, decode, decode_one, raw, sorted};
@@ -344,6 +345,13 @@ impl Store for Sqlite {
                 .await?,
             rows::dead_key,
         )
+    }
+
+    async fn pauses(&self) -> Result<Vec<Pause>, StoreError> {
+        let sql: Arc<str> = pauses::list(&self.options.table).into();
+        // Not behind a long count.
+        let rows = self.rows(&self.leases, self.query(&sql)).await;
+        decode(&rows.map_err(pauses::explain)?, pauses::pause)
     }
 
     async fn tidy(&self) -> Result<(), StoreError> {

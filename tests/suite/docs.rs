@@ -13,12 +13,13 @@ const BEGIN: &str =
 const END: &str = "<!-- end of configuration -->\n";
 
 /// Names in the database that begin like a metric.
-const IN_DATABASE: [&str; 6] = [
+const IN_DATABASE: [&str; 7] = [
     "outbox_relay_failures",
     "outbox_relay_positions",
     "outbox_relay_migrations",
     "outbox_relay_shares",
     "outbox_relay_members",
+    "outbox_relay_pauses",
     "outbox_relay_wakeup",
 ];
 

@@ -78,7 +78,7 @@ async fn application(outbox: &Outbox, from: i64) {
 
 async fn without_table() -> Outbox {
     let outbox = Outbox::on_postgres().await;
-    let tables = "outbox, outbox_relay_migrations, outbox_relay_shares, outbox_relay_members";
+    let tables = "outbox, outbox_relay_migrations, outbox_relay_shares, outbox_relay_members, outbox_relay_pauses";
     outbox.db.run(&format!("DROP TABLE {tables}")).await;
     outbox
 }

@@ -34,7 +34,7 @@
 //! | insert storm under REPEATABLE READ (MariaDB, MySQL) | `mariadb::an_insert_storm_…`, `store::mariadb::an_insert_never_…` |
 //! | partitioned table | `partitioned::…` |
 //! | `UPDATE … RETURNING` is unordered, rows of one timestamp | reads are `ORDER BY id`: `main_job::…`, `store::reading::the_head_…` |
-//! | a backlog of one exchange starves another | `outcomes::a_full_queue_of_one_exchange_…` |
+//! | a backlog of one exchange starves another | `outcomes::a_full_queue_of_one_exchange_…`, `pauses::…` |
 //! | `LISTEN` silently dead behind a pooler | `surroundings::a_pooler_that_swallows_…` |
 //! | rows committed during start or reconnect | `faults::a_broker_that_is_away_…` |
 //! | outages spend no attempts | `faults::a_broker_that_is_away_…`, `faults::an_alarm_…`, `tests/chaos` |
@@ -62,6 +62,7 @@ mod operator;
 mod outbox;
 mod outcomes;
 mod partitioned;
+mod pauses;
 mod purge;
 mod replicas;
 mod restore;

@@ -180,7 +180,8 @@ async fn limited_user(outbox: &Outbox) -> (String, String) {
             "CREATE USER {user} IDENTIFIED BY 'pw';
              GRANT SELECT, UPDATE ON outbox TO {user};
              GRANT SELECT, INSERT, UPDATE, DELETE ON outbox_relay_shares TO {user};
-             GRANT SELECT, INSERT, UPDATE, DELETE ON outbox_relay_members TO {user}"
+             GRANT SELECT, INSERT, UPDATE, DELETE ON outbox_relay_members TO {user};
+             GRANT SELECT ON outbox_relay_pauses TO {user}"
         ))
         .await;
     let mut url = url::Url::parse(&outbox.database_url).expect("a URL");

@@ -31,6 +31,7 @@ pub(super) fn text(report: &Value) -> String {
         ("dead letters", dead_letters(&report["dead_letters"])),
         ("blocked keys", blocked_keys(&report["blocked_keys"])),
         ("owners", owners(&report["owners"])),
+        ("paused", paused(&report["paused"])),
     ] {
         // Writing to a String cannot fail.
         let _ = writeln!(text, "{HEAD}{name:13}{HEAD:#}{part}");
@@ -176,6 +177,24 @@ fn owners(value: &Value) -> String {
             };
         }
         text
+    })
+}
+
+fn paused(value: &Value) -> String {
+    part(value, |value| {
+        let pauses = value["pauses"].as_array().map(Vec::as_slice).unwrap_or_default();
+        let lines = pauses.iter().map(|pause| {
+            let what = match &pause["exchange"] {
+                Value::Null => "everything".to_owned(),
+                exchange => format!("exchange {:?}", plain(exchange)),
+            };
+            let (since, by, reason) = (plain(&pause["since"]), plain(&pause["by"]), plain(&pause["reason"]));
+            format!("{ODD}{what}{ODD:#} since {since} by {by}: {reason}")
+        });
+        match pauses.len() {
+            0 => "nothing".to_owned(),
+            _ => lines.collect::<Vec<_>>().join("\n  "),
+        }
     })
 }
 

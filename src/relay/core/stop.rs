@@ -60,7 +60,11 @@ impl Core {
     /// that others own everything.
     fn is_drained(&self, since: Passes) -> bool {
         let all_read = self.plan.passes().beyond(since) || !self.plan.reads();
-        self.trusted_until.is_some() && all_read && !self.plan.holds_rows() && self.dispatcher.is_drained()
+        self.trusted_until.is_some()
+            && self.pauses_known
+            && all_read
+            && !self.plan.holds_rows()
+            && self.dispatcher.is_drained()
     }
 
     pub(super) fn warn_unsettled(&self, why: &str) {

@@ -9,7 +9,7 @@ use crate::config::{OnDeadLetter, Ordering};
 use crate::message::{self, Copies, Message, OrderingKey, OutboxRow, Payload, RowId};
 use crate::store::Stub;
 
-use super::{Content, Dispatcher, Row, State, Time, Turn, rests};
+use super::{Content, Dispatcher, Hashed, Row, State, Time, Turn, rests};
 
 /// Rows without a key that are due later than this are not remembered: a later sweep finds them again.
 const FORGET_AFTER: Duration = Duration::from_secs(60);
@@ -17,7 +17,7 @@ const FORGET_AFTER: Duration = Duration::from_secs(60);
 impl Dispatcher {
     /// How many more rows can be taken in now.
     pub fn room(&self) -> usize {
-        let full = self.bytes >= self.settings.bytes || !self.left.is_empty() || self.stubs >= self.settings.stubs;
+        let full = self.bytes >= self.settings.bytes || !self.left.is_empty() || self.is_full_of_waiting();
         if full {
             0
         } else {
@@ -118,8 +118,12 @@ impl Dispatcher {
         if key.is_none() && stub.due_in > FORGET_AFTER {
             return;
         }
+        let exchange = self.exchange(stub.exchange.as_deref());
+        if self.stays(stub.id, key.as_ref(), exchange) {
+            return;
+        }
         if key.as_ref().is_none_or(|key| self.keys.takes_from_scan(key, stub.id)) {
-            let row = Row::new(key, share, Content::Left, 0, 0, (Duration::ZERO, now));
+            let row = Row::new(key, (share, exchange), Content::Left, 0, 0, (Duration::ZERO, now));
             self.insert(stub.id, row, stub.due_in, now);
         }
     }
@@ -202,13 +206,14 @@ impl Dispatcher {
         if !self.takes_share(share) || (key.is_none() && row.due_in > FORGET_AFTER) {
             return;
         }
-        if key.as_ref().is_some_and(|key| !self.keys.takes(key, row.id)) {
+        let exchange = self.exchange(row.exchange.as_deref());
+        if self.stays(row.id, key.as_ref(), exchange) || key.as_ref().is_some_and(|key| !self.keys.takes(key, row.id)) {
             return;
         }
         let (id, due_in, attempts, age) = (row.id, row.due_in, row.attempts, row.age);
         let size = row.payload.size();
         let content = self.content(row);
-        let mut row = Row::new(key, share, content, size, attempts, (age, now));
+        let mut row = Row::new(key, (share, exchange), content, size, attempts, (age, now));
         row.copies = if attempts > 0 { Copies::Refused } else { copies };
         self.insert(id, row, due_in, now);
     }
@@ -235,6 +240,9 @@ impl Dispatcher {
     /// `id` waits until this time. One without a key need not be remembered where there are too many: a sweep finds it
     /// again.
     pub(super) fn back_off(&mut self, id: RowId, until: Time) {
+        if self.goes_back(id) {
+            return;
+        }
         let many = self.stubs >= self.settings.stubs / 2;
         if many && self.rows.get(&id).is_some_and(|row| row.key.is_none()) {
             // A read under way may still show it as it was.
@@ -255,6 +263,7 @@ impl Dispatcher {
             return;
         }
         let (size, age, attempts) = (read.payload.size(), read.age, read.attempts);
+        let exchange = self.exchange(read.exchange.as_deref());
         let content = self.content(read);
         let Some(row) = self.rows.get_mut(&id) else { return };
         row.size = size;
@@ -263,6 +272,12 @@ impl Dispatcher {
             row.copies = Copies::Refused;
         }
         row.age = (age, now);
+        // Somebody may have sent it elsewhere since it was found.
+        row.exchange = exchange;
+        if self.goes_back(id) {
+            return;
+        }
+        let Some(row) = self.rows.get_mut(&id) else { return };
         // There was no room for it this time: it stays in the line.
         if matches!(content, Content::Left) {
             return;
@@ -296,7 +311,7 @@ impl Dispatcher {
 impl Row {
     fn new(
         key: Option<OrderingKey>,
-        share: u16,
+        (share, exchange): (u16, Hashed),
         content: Content,
         size: u64,
         attempts: u32,
@@ -305,6 +320,7 @@ impl Row {
         Self {
             key,
             share,
+            exchange,
             content,
             size,
             attempts,

@@ -247,6 +247,18 @@ impl Keys {
         })
     }
 
+    /// The rows behind this one stay in the table for as long as it does. Returns those that are held here and can go.
+    pub(super) fn put_back(&mut self, key: &OrderingKey, id: RowId, rests: impl Fn(RowId) -> bool) -> Vec<RowId> {
+        if !self.map.contains_key(key) {
+            return Vec::new();
+        }
+        self.change(key, |k| {
+            let behind = take_behind(k, id, rests);
+            k.left_from = k.left_from.filter(|from| *from < id);
+            behind
+        })
+    }
+
     /// The row is done with.
     pub(super) fn gone(&mut self, key: &OrderingKey, id: RowId) {
         self.change(key, |k| {
@@ -342,13 +354,18 @@ impl Keys {
 }
 
 fn leave_behind(k: &mut Key, id: RowId, rests: impl Fn(RowId) -> bool) -> Vec<RowId> {
+    let behind = take_behind(k, id, rests);
+    if let Some(first) = behind.iter().min() {
+        k.leave_from(*first);
+    }
+    behind
+}
+
+fn take_behind(k: &mut Key, id: RowId, rests: impl Fn(RowId) -> bool) -> Vec<RowId> {
     let at = k.waiting.partition_point(|other| *other < id);
     let mut behind: Vec<_> = k.waiting.drain(at..).collect();
     // One that waits for its time goes with them: else it would go before them when it comes.
     behind.extend(k.held.extract_if(.., |other| *other > id && rests(*other)));
-    if let Some(first) = behind.iter().min() {
-        k.leave_from(*first);
-    }
     behind
 }
 

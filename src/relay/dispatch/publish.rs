@@ -26,7 +26,7 @@ impl Dispatcher {
     }
 
     /// The broker takes nothing now (connection lost or being retired, alarm).
-    pub fn paused(&mut self) {
+    pub fn cut_off(&mut self) {
         self.generation = None;
     }
 
@@ -51,7 +51,7 @@ impl Dispatcher {
         let Some(generation) = self.generation else {
             return batch;
         };
-        if self.stopped || self.confirmed >= self.settings.unmarked {
+        if self.stopped || self.pauses.everything() || self.confirmed >= self.settings.unmarked {
             return batch;
         }
         let share = (self.settings.in_flight / self.settings.lanes).max(1);
@@ -175,7 +175,9 @@ impl Dispatcher {
                     detail: String::new(),
                     first: false,
                 });
-                self.queue(id, key);
+                if !self.goes_back(id) {
+                    self.queue(id, key);
+                }
             }
         }
     }

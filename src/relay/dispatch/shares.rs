@@ -21,8 +21,9 @@ impl Share {
 }
 
 impl Dispatcher {
-    /// The share is owned from now on. Its rows are to be read from the beginning.
+    /// The share is owned from now on. Everything unsent is to be read from the beginning.
     pub fn own(&mut self, lease: Lease) {
+        self.pauses.forget_keys();
         self.shares[usize::from(lease.share)] = Share {
             epoch: Some(lease.epoch),
             draining: false,

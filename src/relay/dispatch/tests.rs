@@ -6,6 +6,7 @@ mod checks;
 mod happen;
 mod histories;
 mod pages;
+mod pauses;
 mod pressure;
 mod recount;
 mod scenario;

@@ -29,6 +29,11 @@ const MIGRATIONS: &[Migration] = &[
         name: "tables for an existing outbox",
         sql: include_str!("../../../migrations/mysql/0003_existing.sql"),
     },
+    Migration {
+        version: 4,
+        name: "pauses",
+        sql: include_str!("../../../migrations/mysql/0004_pauses.sql"),
+    },
 ];
 
 /// An index on a table that already has rows may take a while.

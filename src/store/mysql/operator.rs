@@ -23,7 +23,7 @@ use crate::store::operator::{
 };
 use crate::store::source::Target;
 use crate::store::values::{decode, decode_one, epoch, raw};
-use crate::store::{StoreError, leases};
+use crate::store::{StoreError, leases, pauses};
 
 /// With a filter on what is not in the index, so many dead letters at a time are looked up.
 const WINDOW: usize = 10_000;
@@ -248,6 +248,34 @@ impl Operator for MySql {
     async fn discard(&self, ids: &[RowId]) -> Result<u64, StoreError> {
         let statements = self.statements().await?;
         self.change(&discard(&statements.source.target), ids).await
+    }
+
+    async fn pause(&self, exchange: Option<&str>, by: &str, reason: &str) -> Result<(), StoreError> {
+        let (table, (scope, exchange)) = (&self.options.table, pauses::stored(exchange));
+        let now = lease_dialect(table).now;
+        let sql: Arc<str> = pauses::begin(
+            table,
+            now,
+            ["?", "?", "?", "?"],
+            "ON DUPLICATE KEY UPDATE scope = scope",
+        )
+        .into();
+        let query = self
+            .query(&sql)
+            .bind(scope)
+            .bind(exchange.as_bytes())
+            .bind(by)
+            .bind(reason);
+        let begun = self.execute(&self.write, query).await;
+        begun.map(drop).map_err(pauses::explain)
+    }
+
+    async fn resume(&self, exchange: Option<&str>) -> Result<bool, StoreError> {
+        let (scope, exchange) = pauses::stored(exchange);
+        let sql: Arc<str> = pauses::end(&self.options.table, ["?", "?"]).into();
+        let query = self.query(&sql).bind(scope).bind(exchange.as_bytes());
+        let ended = self.execute(&self.write, query).await;
+        Ok(ended.map_err(pauses::explain)? > 0)
     }
 
     async fn columns(&self) -> Result<Option<String>, StoreError> {

@@ -95,12 +95,13 @@ pub(super) fn stub(row: &MySqlRow) -> Result<Stub, sqlx::Error> {
         id: RowId(row.try_get(0)?),
         ordering_key: text(row, 1)?.map(|key| OrderingKey::new(&key)),
         due_in: wait(row, 2)?,
+        exchange: text(row, 3)?,
     })
 }
 
 /// A row of a probe: the stub, and whether it is unsent.
 pub(super) fn probed(row: &MySqlRow) -> Result<(Stub, bool), sqlx::Error> {
-    Ok((stub(row)?, row.try_get::<i64, _>(3)? != 0))
+    Ok((stub(row)?, row.try_get::<i64, _>(4)? != 0))
 }
 
 /// A row of the answer about leases; it comes as text, as scripts are answered.

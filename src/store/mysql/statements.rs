@@ -97,7 +97,7 @@ impl Statements {
             scan: scan(&source, ""),
             scan_shares: scan(&source, SHARE),
             probe: format!(
-                "SELECT {}, o.ordering_key, {DUE}, {open} FROM {LISTED} {} ON o.id = w.id ORDER BY o.id",
+                "SELECT {}, o.ordering_key, {DUE}, o.exchange, {open} FROM {LISTED} {} ON o.id = w.id ORDER BY o.id",
                 id(),
                 source.by_id
             )
@@ -236,7 +236,7 @@ fn fetch(source: &Source) -> Arc<str> {
 fn scan(source: &Source, shares: &str) -> Arc<str> {
     let horizon = SCAN_HORIZON.as_micros();
     format!(
-        "SELECT {}, o.ordering_key, {DUE} FROM {}
+        "SELECT {}, o.ordering_key, {DUE}, o.exchange FROM {}
          WHERE o.id > ? AND o.id <= ? AND {} AND (o.ordering_key IS NOT NULL OR {DUE} <= {horizon}) {shares}
          ORDER BY o.id LIMIT ?",
         id(),

@@ -28,6 +28,11 @@ const MIGRATIONS: &[Migration] = &[
         name: "tables for an existing outbox",
         sql: include_str!("../../../migrations/postgres/0003_existing.sql"),
     },
+    Migration {
+        version: 4,
+        name: "pauses",
+        sql: include_str!("../../../migrations/postgres/0004_pauses.sql"),
+    },
 ];
 
 /// An index on a table that already has rows may take a while.

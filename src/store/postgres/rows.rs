@@ -85,6 +85,7 @@ fn stub_at(row: &PgRow, first: usize) -> Result<Stub, sqlx::Error> {
         id: RowId(row.try_get(first)?),
         ordering_key: text(row, first + 1)?.map(|key| OrderingKey::new(&key)),
         due_in: span(row.try_get(first + 2)?),
+        exchange: text(row, first + 3)?,
     })
 }
 
@@ -103,7 +104,7 @@ pub(super) fn probe(rows: &[PgRow]) -> Result<Probe, sqlx::Error> {
     for row in rows {
         let Some(id) = row.try_get(2)? else { continue };
         probe.present.push(RowId(id));
-        if row.try_get::<Option<bool>, _>(5)? == Some(true) {
+        if row.try_get::<Option<bool>, _>(6)? == Some(true) {
             probe.unsent.push(stub_at(row, 2)?);
         }
     }

@@ -171,7 +171,7 @@ fn page(source: &Source, size: Size, filter: &str, limit: &str) -> Arc<str> {
 fn scan(source: &Source, shares: &str) -> Arc<str> {
     let (horizon, from, open) = (SCAN_HORIZON.as_secs(), above(source), open(source));
     format!(
-        "SELECT o.id::bigint, o.ordering_key, {DUE} FROM {from}
+        "SELECT o.id::bigint, o.ordering_key, {DUE}, o.exchange FROM {from}
          WHERE o.id > $1 AND o.id <= $2 AND {open}
            AND (o.ordering_key IS NOT NULL OR {DUE} <= {horizon}) {shares}
          ORDER BY o.id LIMIT $3"
@@ -184,7 +184,7 @@ fn scan(source: &Source, shares: &str) -> Arc<str> {
 fn probe(source: &Source) -> Arc<str> {
     let (from, open) = (&source.by_id, source.open());
     format!(
-        "SELECT s.oldest, s.next, o.id::bigint, o.ordering_key, {DUE}, {open}
+        "SELECT s.oldest, s.next, o.id::bigint, o.ordering_key, {DUE}, o.exchange, {open}
          FROM (SELECT pg_snapshot_xmin(snapshot)::text::bigint AS oldest, pg_snapshot_xmax(snapshot)::text::bigint AS next
                FROM pg_current_snapshot() AS snapshot) AS s
          LEFT JOIN {from} ON o.id = ANY($1)

@@ -18,7 +18,7 @@ use crate::store::operator::{
 };
 use crate::store::source::Target;
 use crate::store::values::{self, raw, seconds};
-use crate::store::{StoreError, leases};
+use crate::store::{StoreError, leases, pauses};
 
 impl Sqlite {
     async fn ask(&self, sql: String) -> Result<Vec<SqliteRow>, StoreError> {
@@ -241,6 +241,23 @@ impl Operator for Sqlite {
     async fn discard(&self, ids: &[RowId]) -> Result<u64, StoreError> {
         let statements = self.statements().await?;
         self.change(&discard(&statements.source.target), ids).await
+    }
+
+    async fn pause(&self, exchange: Option<&str>, by: &str, reason: &str) -> Result<(), StoreError> {
+        let (table, (scope, exchange)) = (&self.options.table, pauses::stored(exchange));
+        let now = lease_dialect().now;
+        let sql: Arc<str> = pauses::begin(table, now, ["?1", "?2", "?3", "?4"], "ON CONFLICT DO NOTHING").into();
+        let query = self.query(&sql).bind(scope).bind(exchange).bind(by).bind(reason);
+        let begun = self.execute(&self.write, query).await;
+        begun.map(drop).map_err(pauses::explain)
+    }
+
+    async fn resume(&self, exchange: Option<&str>) -> Result<bool, StoreError> {
+        let (scope, exchange) = pauses::stored(exchange);
+        let sql: Arc<str> = pauses::end(&self.options.table, ["?1", "?2"]).into();
+        let query = self.query(&sql).bind(scope).bind(exchange);
+        let ended = self.execute(&self.write, query).await;
+        Ok(ended.map_err(pauses::explain)? > 0)
     }
 
     async fn columns(&self) -> Result<Option<String>, StoreError> {

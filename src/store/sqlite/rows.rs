@@ -101,12 +101,13 @@ pub(super) fn stub(row: &SqliteRow) -> Result<Stub, sqlx::Error> {
         id,
         ordering_key: key.map(|key| OrderingKey::new(&key)),
         due_in: span(number(row, 2)?),
+        exchange: text(row, 3)?,
     })
 }
 
 /// A row of a probe: the stub, and whether it is unsent.
 pub(super) fn probed(row: &SqliteRow) -> Result<(Stub, bool), sqlx::Error> {
-    Ok((stub(row)?, row.try_get(3)?))
+    Ok((stub(row)?, row.try_get(4)?))
 }
 
 /// A key with its lowest dead letter.

@@ -82,8 +82,11 @@ impl Statements {
             )
             .into(),
             scan: scan(unsent, &open),
-            probe: format!("SELECT o.id, CAST(o.ordering_key AS TEXT), {}, {open} FROM {every} WHERE {LISTED} ORDER BY o.id", due())
-                .into(),
+            probe: format!(
+                "SELECT o.id, CAST(o.ordering_key AS TEXT), {}, o.exchange, {open} FROM {every} WHERE {LISTED} ORDER BY o.id",
+                due()
+            )
+            .into(),
             mark,
             failures: failures(target, &shares_table(table)),
             tidy_look: (!free.is_empty()).then(|| tidy_look(target)),
@@ -213,7 +216,7 @@ fn page(from: &str, filter: &str, limit: &str, bounded: bool, source: &Source) -
 fn scan(from: &str, open: &str) -> Arc<str> {
     let (due, horizon) = (due(), SCAN_HORIZON.as_secs());
     format!(
-        "SELECT o.id, CAST(o.ordering_key AS TEXT), {due} FROM {from}
+        "SELECT o.id, CAST(o.ordering_key AS TEXT), {due}, o.exchange FROM {from}
          WHERE o.id > ?1 AND o.id <= ?2 AND {open} AND (o.ordering_key IS NOT NULL OR {due} <= {horizon})
          ORDER BY o.id LIMIT ?3"
     )

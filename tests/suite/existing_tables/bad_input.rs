@@ -194,7 +194,7 @@ async fn on_postgres_without_privileges_or_writes() {
         .db
         .run(&format!(
             "GRANT SELECT, INSERT, UPDATE, DELETE ON outbox_relay_failures, outbox_relay_positions, outbox_relay_shares,
-                 outbox_relay_members TO {role}"
+                 outbox_relay_members, outbox_relay_pauses TO {role}"
         ))
         .await;
     let (code, out, _) = outbox.command(&["check"], &as_role).await;

@@ -7,7 +7,7 @@ use uuid::Uuid;
 use crate::broker::{Confirmed, Doubt, Outcome};
 use crate::config::{OnDeadLetter, Ordering};
 use crate::message::{Copies, MessageRules, OrderingKey, OutboxRow, Payload, RowId};
-use crate::relay::dispatch::{Dispatcher, RetryPolicy, Settings, Time};
+use crate::relay::dispatch::{Dispatcher, Paused, RetryPolicy, Settings, Time};
 use crate::store::{Lease, NextStep, Stub};
 
 const NOW: Time = Time::from_secs(1);
@@ -33,6 +33,7 @@ pub(super) fn settings(ordering: Ordering) -> Settings {
         unmarked: 20,
         rows: 100,
         stubs: 100,
+        paused_keys: 100,
         rows_per_key: 10,
         bytes: 1_000,
     }
@@ -41,6 +42,7 @@ pub(super) fn settings(ordering: Ordering) -> Settings {
 pub(super) fn connected(settings: Settings) -> Dispatcher {
     let mut dispatcher = Dispatcher::new(settings, 1);
     dispatcher.own(Lease { share: 0, epoch: 1 });
+    dispatcher.pause(&Paused::default());
     dispatcher.connected(1);
     dispatcher
 }
@@ -64,11 +66,12 @@ pub(super) fn row(id: i64, key: &str) -> OutboxRow {
     }
 }
 
-fn stub(id: i64, key: &str) -> Stub {
+pub(super) fn stub(id: i64, key: &str) -> Stub {
     Stub {
         id: RowId(id),
         ordering_key: Some(OrderingKey::new(key)),
         due_in: Duration::ZERO,
+        exchange: None,
     }
 }
 
@@ -87,7 +90,7 @@ pub(super) fn confirm(dispatcher: &mut Dispatcher, id: i64) {
     dispatcher.outcome(1, id, Outcome::Confirmed(Confirmed::attest(id)), NOW);
 }
 
-fn refuse(dispatcher: &mut Dispatcher, id: i64) -> NextStep {
+pub(super) fn refuse(dispatcher: &mut Dispatcher, id: i64) -> NextStep {
     dispatcher.outcome(1, RowId(id), Outcome::Unroutable("no queue".to_owned()), NOW);
     let failures = dispatcher.take_failures();
     dispatcher.failures_written(&[RowId(id)], NOW);
@@ -202,7 +205,7 @@ fn after_a_lost_connection_a_row_goes_again_at_once_and_what_the_old_connection_
     let mut dispatcher = connected(settings(Ordering::Strict));
     dispatcher.admit(vec![row(1, "a")], NOW);
     go(&mut dispatcher, 0);
-    dispatcher.paused();
+    dispatcher.cut_off();
     dispatcher.retired(1, NOW);
     assert_eq!((go(&mut dispatcher, 0), dispatcher.in_flight()), (vec![], 0));
     dispatcher.connected(2);
@@ -330,7 +333,7 @@ fn what_is_known_of_earlier_copies_goes_with_every_message() {
     ];
     assert_eq!(copies(&mut dispatcher), first);
     dispatcher.outcome(1, RowId(4), Outcome::Nacked, NOW);
-    dispatcher.paused();
+    dispatcher.cut_off();
     dispatcher.retired(1, NOW);
     dispatcher.connected(2);
     // A copy that was refused once stays one, whatever became of the next.

@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 use crate::broker::Outcome;
 use crate::config::{OnDeadLetter, Ordering};
 use crate::message::{Message, OrderingKey, RowId};
-use crate::relay::dispatch::{Generation, Settings, Time};
+use crate::relay::dispatch::{Generation, Paused, Settings, Time};
 use crate::store::{Failure, NextStep};
 
 use super::table::{RowState, Table, TableRow};
@@ -26,6 +26,7 @@ pub(super) enum What {
     Broken(Generation),
     Retired(Generation),
     Blocked(bool),
+    PausesTold(Paused),
     Started,
     Crashed,
     StoppedCleanly,
@@ -53,6 +54,8 @@ pub(super) struct Checks {
     in_flight: BTreeMap<OrderingKey, BTreeSet<RowId>>,
     /// Keys of which the broker refused a message.
     refused: BTreeSet<OrderingKey>,
+    /// What the relay knows to be paused.
+    paused: Option<Paused>,
     trace: Vec<(Time, Option<RowId>, What)>,
     violation: Option<(Option<RowId>, String)>,
     pub(super) now: Time,
@@ -67,6 +70,7 @@ impl Checks {
             facts: BTreeMap::new(),
             in_flight: BTreeMap::new(),
             refused: BTreeSet::new(),
+            paused: None,
             trace: Vec::new(),
             violation: None,
             now: Time::ZERO,
@@ -110,6 +114,12 @@ impl Checks {
         self.must(row.flaw.is_none(), Some(id), "nothing invalid is published");
         self.must(row.due_at <= self.now, Some(id), "nothing is published before its time");
         self.must(row.attempts < self.max_attempts, Some(id), "attempts are bounded");
+        let paused = |paused: &Paused| paused.everything || paused.exchanges.contains(&message.exchange);
+        self.must(
+            self.paused.as_ref().is_some_and(|told| !paused(told)),
+            Some(id),
+            "nothing that is paused is published, and nothing before that is known",
+        );
         let already = std::mem::replace(&mut self.facts(id).in_flight, true);
         self.must(!already, Some(id), "a row is in flight once");
         if let Some(key) = row.key.as_ref().filter(|_| self.ordering != Ordering::None) {
@@ -126,6 +136,16 @@ impl Checks {
                 self.must(!dead, Some(id), "block: nothing passes a dead letter");
             }
         }
+    }
+
+    /// The relay has just started.
+    pub(super) fn pauses_unknown(&mut self) {
+        self.paused = None;
+    }
+
+    pub(super) fn pauses_told(&mut self, paused: &Paused) {
+        self.note(None, What::PausesTold(paused.clone()));
+        self.paused = Some(paused.clone());
     }
 
     /// The broker routed it to the consumer.

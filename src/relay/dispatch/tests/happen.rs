@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::config::OnDeadLetter;
-use crate::relay::dispatch::Generation;
+use crate::relay::dispatch::{Generation, Paused};
 use crate::relay::reader::{Answer, Read};
 
 use super::broker::{Outcomes, Sent, swap};
@@ -34,9 +34,9 @@ impl World {
             Event::Report(generation, lane, outcomes) => self.report(generation, lane, outcomes),
             Event::Break(0) => self.break_off(),
             Event::Break(generation) if generation == self.broker.generation => self.break_off(),
-            Event::Pausing(generation) if generation == self.broker.generation => {
+            Event::Retiring(generation) if generation == self.broker.generation => {
                 if let Some(relay) = &mut self.relay {
-                    relay.pausing();
+                    relay.retiring();
                 }
             }
             Event::Retired(generation) if generation == self.broker.generation => self.retired(generation),
@@ -57,6 +57,8 @@ impl World {
                 }
             }
             Event::Operator => self.operate(),
+            Event::Pause(exchange) if !self.healed => self.pause_or_resume(exchange),
+            Event::PausesRead(life) if life == self.life => self.pauses_read(),
             Event::Heal => self.heal(),
             _ => {}
         }
@@ -199,7 +201,7 @@ impl World {
         self.checks.note(None, What::Broken(generation));
         self.lose_the_wire(true);
         let at = self.now + random_time(&mut self.rng, Duration::from_millis(100));
-        self.at(at, Event::Pausing(generation));
+        self.at(at, Event::Retiring(generation));
         self.at(at + Duration::from_millis(100), Event::Retired(generation));
     }
 
@@ -269,6 +271,8 @@ impl World {
             self.checks.note(None, What::Started);
             self.relay = Some(Twin::new(&self.scenario, self.bug, self.now));
             self.within(Duration::from_millis(500), Event::Connect(self.life));
+            self.checks.pauses_unknown();
+            self.within(Duration::from_millis(500), Event::PausesRead(self.life));
         }
     }
 
@@ -327,8 +331,28 @@ impl World {
         }
     }
 
+    fn pause_or_resume(&mut self, exchange: Option<usize>) {
+        match exchange.map(|number| number.to_string()) {
+            None => self.paused.everything = !self.paused.everything,
+            Some(name) => {
+                if !self.paused.exchanges.remove(&name) {
+                    self.paused.exchanges.insert(name);
+                }
+            }
+        }
+        self.within(Duration::from_secs(1), Event::PausesRead(self.life));
+    }
+
+    fn pauses_read(&mut self) {
+        let Some(relay) = &mut self.relay else { return };
+        self.checks.pauses_told(&self.paused);
+        relay.pause(&self.paused);
+    }
+
     fn heal(&mut self) {
         self.checks.note(None, What::Healed);
+        self.paused = Paused::default();
+        self.within(Duration::from_secs(1), Event::PausesRead(self.life));
         self.healed = true;
         self.broker.healed = true;
         self.broker.missing.clear();

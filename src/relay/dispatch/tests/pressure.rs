@@ -7,7 +7,7 @@ use uuid::Uuid;
 use crate::broker::{Confirmed, Outcome};
 use crate::config::Ordering;
 use crate::message::{OrderingKey, RowId};
-use crate::relay::dispatch::Time;
+use crate::relay::dispatch::{Paused, Time};
 
 use super::recount;
 use super::scenario::Scenario;
@@ -28,8 +28,10 @@ struct Small {
 
 impl Small {
     fn new() -> Self {
-        let scenario = Scenario::calm(3, Ordering::Strict, 0, 1);
+        let mut scenario = Scenario::calm(3, Ordering::Strict, 0, 1);
+        scenario.settings.paused_keys = 10_000;
         let mut relay = Twin::new(&scenario, Bug::None, Time::ZERO);
+        relay.pause(&Paused::default());
         relay.connected(1, scenario.settings.lanes);
         Self {
             table: Table::new(&scenario),
@@ -42,12 +44,16 @@ impl Small {
     }
 
     fn insert(&mut self, key: &str, due_at: Time) -> RowId {
+        self.insert_for(0, Some(key), due_at)
+    }
+
+    fn insert_for(&mut self, exchange: usize, key: Option<&str>, due_at: Time) -> RowId {
         let id = self.table.take_id();
         self.table.insert(TableRow {
             id,
             message_id: Uuid::from_u128(u128::from(id.0.unsigned_abs())),
-            key: Some(OrderingKey::new(key)),
-            exchange: 0,
+            key: key.map(OrderingKey::new),
+            exchange,
             size: 10,
             flaw: None,
             poison: false,
@@ -118,6 +124,40 @@ fn a_blocked_key_with_very_many_rows_behind_holds_few_of_them_and_the_others_flo
     small.now = released;
     small.until_unsent(0, Duration::from_secs(300));
     assert!(small.held < 100, "{} rows were held", small.held);
+}
+
+#[test]
+fn very_many_rows_of_a_paused_exchange_are_not_held_and_the_others_flow() {
+    let mut small = Small::new();
+    let one = Paused {
+        exchanges: ["1".to_owned()].into(),
+        ..Paused::default()
+    };
+    small.relay.pause(&one);
+    for number in 0..3_000 {
+        let key = format!("paused {number}");
+        small.insert_for(1, (number % 2 == 0).then_some(&key), Time::ZERO);
+        if number % 10 == 0 {
+            small.insert(&format!("other {}", number % 70), Time::ZERO);
+        }
+        if number % 100 == 0 {
+            // Behind a row of the paused exchange.
+            small.insert(&key, Time::ZERO);
+        }
+    }
+    small.until_unsent(3_030, Duration::from_secs(60));
+    let sweep = small.relay.plan.passes().sweeps + 2;
+    while small.relay.plan.passes().sweeps < sweep {
+        small.step();
+    }
+    assert_eq!(small.table.in_state(RowState::Unsent).len(), 3_030);
+    assert!(small.held < 100, "{} rows were held", small.held);
+    assert_eq!(small.relay.dispatcher.pauses.keys(), 1_500);
+
+    small.relay.pause(&Paused::default());
+    small.until_unsent(0, Duration::from_secs(300));
+    assert!(small.held < 100, "{} rows were held", small.held);
+    assert_eq!(small.relay.dispatcher.pauses.keys(), 0);
 }
 
 #[test]

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use crate::config::OnDeadLetter;
 use crate::message::RowId;
 use crate::relay::dispatch::{Content, Dispatcher, Row, State};
+use crate::relay::reader::SCAN_PAGE;
 
 use super::scenario::{MAX_BODY, Scenario};
 use super::table::{RowState, Table};
@@ -60,6 +61,9 @@ impl Dispatcher {
             same("blocked_keys", self.blocked_keys(), held.len());
         }
 
+        let stays = |row: &&Row| matches!(row.state, State::Waiting | State::Backoff { .. }) && self.is_paused(row);
+        same("idle rows of paused exchanges", 0, live().filter(stays).count());
+
         let bounds = &self.settings;
         let page = scenario.poll.batch_size as usize;
         let mut within = |name: &str, found: usize, bound: usize| {
@@ -68,6 +72,11 @@ impl Dispatcher {
             }
         };
         within("in_flight", in_flight, bounds.in_flight);
+        within(
+            "paused_keys",
+            self.pauses.keys(),
+            bounds.paused_keys + page + SCAN_PAGE as usize,
+        );
         within("unmarked", confirmed, bounds.unmarked + bounds.in_flight);
         // A body that is larger than the room left comes whole, and one more when nothing could go without it.
         let most = bounds.bytes + page as u64 * scenario.inline + 2 * MAX_BODY;

@@ -41,6 +41,7 @@ pub(super) struct Faults {
     pub(super) blocks: u32,
     pub(super) missing_exchanges: u32,
     pub(super) replays: u32,
+    pub(super) pauses: u32,
 }
 
 #[derive(Debug, Clone)]
@@ -97,11 +98,21 @@ impl Scenario {
             blocks: some(3),
             missing_exchanges: some(2),
             replays: some(4),
+            // Drawn below.
+            pauses: 0,
         };
         let one_at_a_time = rng.u8(0..4) == 0;
+        let mut settings = settings(ordering, &mut rng);
+        // Of a generator of their own: histories that were found before there were pauses stay what they are.
+        let mut more = fastrand::Rng::with_seed(seed ^ 0xfa05e);
+        let faults = Faults {
+            pauses: if more.bool() { more.u32(1..=6) } else { 0 },
+            ..faults
+        };
+        settings.paused_keys = more.usize(1..=6);
         Self {
             seed,
-            settings: settings(ordering, &mut rng),
+            settings,
             poll: poll(&mut rng),
             inline: rng.u64(20..150),
             one_at_a_time,
@@ -143,6 +154,7 @@ impl Scenario {
             blocks: 0,
             missing_exchanges: 0,
             replays: 0,
+            pauses: 0,
         };
         scenario
     }
@@ -175,6 +187,7 @@ fn settings(ordering: Ordering, rng: &mut fastrand::Rng) -> Settings {
         unmarked: rng.usize(1..=12),
         rows: rng.usize(2..=25),
         stubs: rng.usize(1..=12),
+        paused_keys: 1,
         rows_per_key: rng.usize(1..=6),
         bytes: rng.u64(30..3_000),
     }

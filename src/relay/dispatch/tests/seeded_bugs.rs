@@ -67,6 +67,22 @@ fn a_retry_that_lets_a_later_message_of_the_key_pass_is_seen() {
 }
 
 #[test]
+fn a_pause_that_is_not_seen_is_seen() {
+    assert_found(Bug::PauseNotSeen, Ordering::None, "nothing that is paused");
+}
+
+#[test]
+fn a_row_that_passes_one_of_a_paused_exchange_is_seen() {
+    assert_found(Bug::PauseLetsLaterPass, Ordering::Strict, "order per key");
+    assert_found(Bug::PauseLetsLaterPass, Ordering::Pipelined, "order per key");
+}
+
+#[test]
+fn a_resume_that_reads_on_where_it_was_is_seen() {
+    assert_found(Bug::ResumeReadsOn, Ordering::Strict, "order per key");
+}
+
+#[test]
 fn a_read_from_before_a_mark_that_is_believed_is_seen() {
     assert_found(
         Bug::StaleReadAfterMark,

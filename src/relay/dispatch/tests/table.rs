@@ -264,5 +264,6 @@ fn stub(row: &TableRow, now: Time) -> Stub {
         id: row.id,
         ordering_key: row.key.clone(),
         due_in: row.due_at.saturating_sub(now),
+        exchange: Some(row.exchange.to_string()),
     }
 }

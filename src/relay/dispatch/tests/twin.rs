@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::broker::{Confirmed, Outcome};
 use crate::config::{OnDeadLetter, Ordering};
 use crate::message::{Message, RowId};
-use crate::relay::dispatch::{Dispatcher, Generation, Time};
+use crate::relay::dispatch::{Dispatcher, Generation, Paused, Time};
 use crate::relay::reader::{Answer, Plan, Read};
 use crate::store::{Failure, Lease, Shares};
 
@@ -37,6 +37,8 @@ pub(super) struct Twin {
     pub(super) plan: Plan,
     bug: Bug,
     reading: bool,
+    /// The round of the read under way.
+    round: u64,
     settling: bool,
     oldest_mark: Option<Time>,
     /// Whether each lane is idle; none without a connection.
@@ -62,6 +64,9 @@ impl Twin {
         let out_of_order = !scenario.one_at_a_time && bug != Bug::CursorOnlyPoll;
         let mut dispatcher = Dispatcher::new(settings, scenario.seed);
         dispatcher.own(Lease { share: 0, epoch: 1 });
+        if bug == Bug::PauseNotSeen {
+            dispatcher.pause(&Paused::default());
+        }
         let mut plan = Plan::new(poll, out_of_order, blocks);
         plan.read_shares(Some(Shares::All), true);
         Self {
@@ -69,6 +74,7 @@ impl Twin {
             plan,
             bug,
             reading: false,
+            round: 0,
             settling: false,
             oldest_mark: None,
             lanes: Vec::new(),
@@ -86,6 +92,9 @@ impl Twin {
     pub(super) fn turn(&mut self, now: Time) -> Begun {
         let now = self.own(now);
         let mut begun = Begun::default();
+        if self.bug == Bug::PauseLetsLaterPass {
+            self.dispatcher.pauses.forget_keys();
+        }
         self.dispatcher.tick(now);
         for lane in 0..self.lanes.len() {
             if self.lanes[lane] {
@@ -112,6 +121,7 @@ impl Twin {
         if !self.reading && self.stopping.is_none() {
             begun.read = self.plan.next(&self.dispatcher, now);
             self.reading = begun.read.is_some();
+            self.round = self.plan.round();
             if self.reading && self.bug != Bug::StaleReadAfterMark {
                 self.dispatcher.read_started();
             }
@@ -144,9 +154,15 @@ impl Twin {
 
     pub(super) fn blocked(&mut self, blocked: bool) {
         match self.generation {
-            _ if blocked => self.dispatcher.paused(),
+            _ if blocked => self.dispatcher.cut_off(),
             Some(generation) => self.dispatcher.connected(generation),
             None => {}
+        }
+    }
+
+    pub(super) fn pause(&mut self, paused: &Paused) {
+        if self.bug != Bug::PauseNotSeen && self.dispatcher.pause(paused) && self.bug != Bug::ResumeReadsOn {
+            self.plan.read_anew();
         }
     }
 
@@ -160,10 +176,10 @@ impl Twin {
         }
     }
 
-    pub(super) fn pausing(&mut self) {
+    pub(super) fn retiring(&mut self) {
         self.generation = None;
         self.lanes.clear();
-        self.dispatcher.paused();
+        self.dispatcher.cut_off();
     }
 
     pub(super) fn retired(&mut self, generation: Generation, now: Time) {
@@ -176,7 +192,7 @@ impl Twin {
         self.reading = false;
         match answer {
             Some(answer) => {
-                let read = (self.plan.round(), read);
+                let read = (self.round, read);
                 self.plan.answered(read, answer, &mut self.dispatcher, own);
             }
             None => self.plan.failed(own),

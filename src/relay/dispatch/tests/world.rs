@@ -5,13 +5,13 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::message::RowId;
-use crate::relay::dispatch::{Generation, Time};
+use crate::relay::dispatch::{Generation, Paused, Time};
 use crate::relay::reader::{Answer, Read};
 
 use super::broker::{Broker, Outcomes, Sent};
 use super::checks::Checks;
 use super::recount;
-use super::scenario::Scenario;
+use super::scenario::{EXCHANGES, Scenario};
 use super::table::{RowState, Table};
 use super::twin::{Begun, Job, Twin};
 use super::writers::{Writers, chance, random_time};
@@ -31,6 +31,12 @@ pub(super) enum Bug {
     StaleReadAfterMark,
     /// Rows below the highest id that was seen are taken for done.
     IdWatermark,
+    /// The relay does not look at what is paused before it publishes, nor while it does.
+    PauseNotSeen,
+    /// A row behind one of a paused exchange goes.
+    PauseLetsLaterPass,
+    /// What was left in the table during a pause is not read before newer rows.
+    ResumeReadsOn,
 }
 
 pub(super) enum Event {
@@ -42,7 +48,7 @@ pub(super) enum Event {
     Report(Generation, usize, Outcomes),
     /// The connection breaks.
     Break(Generation),
-    Pausing(Generation),
+    Retiring(Generation),
     Retired(Generation),
     /// The broker finds messages of a lost connection on the wire.
     Late(Sent),
@@ -56,6 +62,10 @@ pub(super) enum Event {
     Exchange(usize, bool),
     /// A person deals with a dead letter.
     Operator,
+    /// A person pauses everything (`None`) or an exchange, or resumes it.
+    Pause(Option<usize>),
+    /// The relay reads what is paused.
+    PausesRead(u64),
     Heal,
 }
 
@@ -78,6 +88,8 @@ pub(super) struct World {
     pub(super) table: Table,
     pub(super) writers: Writers,
     pub(super) broker: Broker,
+    /// What people have paused.
+    pub(super) paused: Paused,
     pub(super) relay: Option<Twin>,
     /// Which relay runs: what an earlier one began does not concern it.
     pub(super) life: u64,
@@ -98,6 +110,7 @@ impl World {
             table: Table::new(&scenario),
             writers: Writers::new(&scenario),
             broker: Broker::default(),
+            paused: Paused::default(),
             relay: None,
             life: 0,
             checks: Checks::new(&scenario.settings),
@@ -132,6 +145,11 @@ impl World {
         }
         for _ in 0..faults.blocks {
             self.sometime(Event::Block(true));
+        }
+        for _ in 0..faults.pauses {
+            let exchange = (self.rng.u8(0..4) > 0).then(|| self.rng.usize(0..EXCHANGES));
+            self.sometime(Event::Pause(exchange));
+            self.sometime(Event::Pause(exchange));
         }
         for number in 0..faults.missing_exchanges as usize {
             self.sometime(Event::Exchange(number, false));
