@@ -250,6 +250,10 @@ impl Operator for MySql {
         self.change(&discard(&statements.source.target), ids).await
     }
 
+    fn is_exposed(&self) -> bool {
+        self.connector.is_exposed()
+    }
+
     async fn columns(&self) -> Result<Option<String>, StoreError> {
         Ok(self.statements().await?.columns.clone())
     }

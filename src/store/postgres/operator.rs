@@ -261,6 +261,10 @@ impl Operator for Postgres {
         self.change(discard(&statements.source), ids).await
     }
 
+    fn is_exposed(&self) -> bool {
+        self.connector.is_exposed()
+    }
+
     async fn columns(&self) -> Result<Option<String>, StoreError> {
         Ok(self.statements().await?.columns.clone())
     }

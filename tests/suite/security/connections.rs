@@ -4,7 +4,7 @@
 use std::path::Path;
 
 use crate::outbox::{Outbox, SECOND};
-use crate::support::{Authority, Pair, Postgres, Rabbit, User, free_port, replace, until};
+use crate::support::{Authority, MariaDb, Pair, Postgres, Rabbit, User, free_port, replace, until};
 
 /// Makes the shared broker listen with this certificate on one more port, and returns the port.
 async fn listen(rabbit: &Rabbit, folder: &Path, pair: &Pair, more: &str) -> u16 {
@@ -202,4 +202,64 @@ async fn without_tls_nothing_leaves_the_machine_where_it_is_required() {
     }
     let (code, out, err) = outbox.command(&["check"], &[("RELAY_REQUIRE_TLS", "true")]).await;
     assert_eq!(code, Some(0), "the loopback may: {out}{err}");
+}
+
+/// On Linux 0.0.0.0 is reached on this machine; by its number alone it is no loopback.
+#[tokio::test]
+async fn check_warns_of_connections_to_another_machine_without_tls() {
+    for outbox in [Outbox::on_postgres().await, Outbox::on_mariadb().await] {
+        let elsewhere = |url: &str| url.replace("127.0.0.1", "0.0.0.0");
+        let (database, broker) = (elsewhere(&outbox.database_url), elsewhere(&outbox.amqp_url));
+        let urls = [
+            ("RELAY_DATABASE_URL", database.as_str()),
+            ("RELAY_AMQP_URL", broker.as_str()),
+        ];
+        let (code, out, err) = outbox.command(&["check"], &urls).await;
+        assert_eq!(code, Some(0), "{out}{err}");
+        for what in ["database", "broker"] {
+            assert!(out.contains(&format!("warning TLS to the {what}")), "{out}");
+        }
+        let (_, out, _) = outbox.command(&["check"], &[]).await;
+        assert!(!out.contains("TLS to"), "{out}");
+    }
+}
+
+#[tokio::test]
+async fn a_mariadb_server_that_cannot_be_trusted_is_refused_and_taken_once_mended() {
+    let folder = tempfile::tempdir().unwrap();
+    if let Some(user) = User::instead_of_root("mysql") {
+        std::os::unix::fs::chown(folder.path(), Some(user.uid), Some(user.gid)).unwrap();
+    }
+    let (ours, others) = (Authority::new("ours"), Authority::new("others"));
+    let ca = folder.path().join("ca.pem");
+    replace(&ca, &others.pem());
+    let (certificate, key) = ours.server(&["127.0.0.1"]).write(folder.path(), "server");
+    let settings = [
+        format!("ssl-cert={}", certificate.display()),
+        format!("ssl-key={}", key.display()),
+        "require-secure-transport=ON".to_owned(),
+    ];
+    let settings: Vec<&str> = settings.iter().map(String::as_str).collect();
+    let mariadb = MariaDb::start_with(&settings).await;
+    let outbox = Outbox::between_mariadb(&mariadb, Rabbit::shared().await).await;
+    let ca_file = ("RELAY_DATABASE_CA_FILE", ca.to_str().unwrap());
+    let (code, out, err) = outbox.command(&["check"], &[ca_file]).await;
+    assert!(
+        code == Some(1) && out.contains("set RELAY_DATABASE_CA_FILE"),
+        "{out}{err}"
+    );
+    assert!(!out.contains("relay-secret"), "{out}");
+    outbox.insert(1, 10, 2).await;
+    let relay = outbox
+        .relay()
+        .env(ca_file.0, ca_file.1)
+        .env("RELAY_REQUIRE_TLS", "true")
+        .spawn();
+    until("the relay says what to do", 60 * SECOND, async || {
+        relay.get("/readyz").await.1.contains("set RELAY_DATABASE_CA_FILE")
+    })
+    .await;
+    assert_eq!(outbox.db.unsent().await, 10);
+    replace(&ca, &ours.pem());
+    outbox.wait_all_sent(60 * SECOND).await;
 }
