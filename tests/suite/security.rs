@@ -3,3 +3,4 @@
 mod connections;
 mod endpoints;
 mod grants;
+mod leaks;

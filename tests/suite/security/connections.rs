@@ -263,3 +263,46 @@ async fn a_mariadb_server_that_cannot_be_trusted_is_refused_and_taken_once_mende
     replace(&ca, &ours.pem());
     outbox.wait_all_sent(60 * SECOND).await;
 }
+
+/// SASL EXTERNAL: who the relay is, is in its certificate, and there is no password.
+#[tokio::test]
+async fn a_certificate_can_take_the_place_of_the_brokers_password() {
+    let folder = tempfile::tempdir().unwrap();
+    let (ours, ca) = (Authority::new("ours"), folder.path().join("ca.pem"));
+    replace(&ca, &ours.pem());
+    let rabbit = Rabbit::shared().await;
+    rabbit.allow_external().await;
+    let outbox = Outbox::on_postgres().await;
+    let user = format!("by-certificate-{}", uuid::Uuid::new_v4().simple());
+    rabbit
+        .add_user(&user, "unused", &outbox.amqp_url, ["^$", "^events$", "^$"])
+        .await;
+    let verify = format!(", {{cacertfile, \"{}\"}}, {{verify, verify_peer}}", ca.display());
+    let port = listen(rabbit, folder.path(), &ours.server(&["localhost"]), &verify).await;
+    let (_, vhost) = outbox.amqp_url.rsplit_once('/').unwrap();
+    let url = format!("amqps://localhost:{port}/{vhost}?auth_mechanism=external");
+    let (known, known_key) = ours.client(&user).write(folder.path(), "known");
+    let (stranger, stranger_key) = ours.client("stranger").write(folder.path(), "stranger");
+    let variables = [
+        ("RELAY_AMQP_URL", url.as_str()),
+        ("RELAY_AMQP_CA_FILE", ca.to_str().unwrap()),
+        ("RELAY_AMQP_CLIENT_CERT_FILE", stranger.to_str().unwrap()),
+        ("RELAY_AMQP_CLIENT_KEY_FILE", stranger_key.to_str().unwrap()),
+    ];
+    let (code, out, err) = outbox.command(&["check"], &variables).await;
+    assert!(code == Some(1) && out.contains("ACCESS_REFUSED"), "{out}{err}");
+    let named = [
+        variables[0],
+        variables[1],
+        ("RELAY_AMQP_CLIENT_CERT_FILE", known.to_str().unwrap()),
+        ("RELAY_AMQP_CLIENT_KEY_FILE", known_key.to_str().unwrap()),
+    ];
+    let (code, out, err) = outbox.command(&["check"], &named).await;
+    assert_eq!(code, Some(0), "{out}{err}");
+    outbox.insert(1, 10, 2).await;
+    let _relay = named
+        .iter()
+        .fold(outbox.relay(), |relay, (name, value)| relay.env(name, value))
+        .spawn();
+    outbox.wait_all_sent(60 * SECOND).await;
+}
