@@ -3,6 +3,7 @@
 mod check;
 mod dead_letters;
 mod extras;
+mod grants;
 mod healthcheck;
 mod migrate;
 mod pause;
@@ -44,6 +45,10 @@ enum Command {
         /// PostgreSQL: make a trigger, too, that wakes a sleeping relay on inserts (and costs each insert some microseconds)
         #[arg(long)]
         with_wakeup: bool,
+        /// Write the SQL that gives a role what the relay needs and no more, and the command for the broker; nothing is run
+        #[arg(long, value_name = "ROLE", num_args = 0..=1, require_equals = true, default_missing_value = "outbox_relay",
+              value_parser = grants::role, conflicts_with_all = ["print", "with_wakeup"])]
+        print_grants: Option<String>,
     },
     /// Check configuration, database, table, broker and exchange, one line each; exit code 1 if any fails
     Check,
@@ -148,7 +153,11 @@ async fn execute(command: Command, loaded: Loaded) -> anyhow::Result<ExitCode> {
     let Loaded { config, warnings } = loaded;
     match command {
         Command::Run => run::run(config).await,
-        Command::Migrate { print, with_wakeup } => migrate::migrate(config, print, with_wakeup).await,
+        Command::Migrate {
+            print_grants: Some(role),
+            ..
+        } => grants::print(config, &role).await,
+        Command::Migrate { print, with_wakeup, .. } => migrate::migrate(config, print, with_wakeup).await,
         Command::Check => Ok(check::check(&config, &warnings).await),
         Command::Status(args) => status::status(config, &args).await,
         Command::DeadLetters(command) => dead_letters::dead_letters(config, command).await,

@@ -28,7 +28,7 @@ pub use findings::{ConfigErrors, Problem};
 pub use mapping::{ColumnName, Field, HEADER_COLUMNS, Mapping, Origin, Piece};
 pub use secret::{Secret, broker_urls_now, check_token, database_url_now, redacted_url};
 pub use table_name::{TableName, TableNameError};
-pub use tls::{Identity, Tls, is_loopback};
+pub use tls::{Identity, Tls, is_loopback, leaves_without_tls};
 pub use variables::{VARIABLES, Variable, help_text, markdown_table};
 
 use crate::message::{Compression, OwnHeaders};

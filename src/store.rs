@@ -10,6 +10,7 @@ use crate::config::{Mapping, OnSent, Secret, TableName, Tls};
 use crate::message::{OrderingKey, OutboxRow, RowId};
 
 mod columns;
+mod grants;
 mod layout;
 mod leases;
 mod migrate;
@@ -28,6 +29,7 @@ mod url;
 mod values;
 mod wakeup;
 
+pub use grants::grants_sql;
 pub use migrate::Applied;
 pub use operator::Operator;
 pub use pauses::Pause;

@@ -2,6 +2,7 @@
 
 mod connection;
 mod lane;
+mod permissions;
 mod properties;
 
 use std::time::Duration;
@@ -13,6 +14,8 @@ use crate::config::{Secret, Tls, broker_urls_now, redacted_url};
 use crate::message::OwnHeaders;
 
 use connection::Connection;
+
+pub use permissions::set_permissions;
 
 /// How to reach the broker and how to use it.
 #[derive(Debug, Clone)]

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::broker::Broker;
 use crate::broker::amqp::Amqp;
-use crate::config::{Config, TableName, redacted_url};
+use crate::config::{Config, TableName, leaves_without_tls, redacted_url};
 use crate::status::unix_now;
 use crate::store::operator::{Upkeep, Vacuum};
 use crate::store::{self, Operator, Store, StoreError};
@@ -96,8 +96,18 @@ async fn database(config: &Config) -> Vec<Line> {
         lines.extend(clock(&*operator).await);
         lines.extend(upkeep(&*operator, config).await);
     }
+    if operator.is_exposed() {
+        lines.push(exposed("database", "RELAY_DATABASE_CA_FILE, or RELAY_REQUIRE_TLS=true"));
+    }
     operator.close().await;
     lines
+}
+
+fn exposed(what: &str, variables: &str) -> Line {
+    warning(
+        format!("TLS to the {what}"),
+        format!("what is sent to another machine, the password included, may go without it: set {variables}"),
+    )
 }
 
 /// Leases and delays go by the database's clock alone, so a difference breaks nothing; but it misleads people.
@@ -227,15 +237,22 @@ async fn leases(store: &Arc<dyn Store>, config: &Config) -> Result<String, Strin
 }
 
 async fn broker(config: &Config) -> Vec<Line> {
+    let mut lines = Vec::new();
+    if config.amqp_urls.iter().any(|url| leaves_without_tls(url.expose())) {
+        lines.push(exposed("broker", "`amqps://` in RELAY_AMQP_URL"));
+    }
     let connected = match Amqp::new(super::amqp_options(config)).connect().await {
         Ok(connected) => connected,
-        Err(error) => return vec![line("broker", Err(error.to_string()))],
+        Err(error) => {
+            lines.push(line("broker", Err(error.to_string())));
+            return lines;
+        }
     };
     let session = connected.session;
-    let mut lines = vec![line(
+    lines.push(line(
         format!("broker {}", session.address()),
         Ok("logged in".to_owned()),
-    )];
+    ));
     if session.blocked() {
         lines.push(line(
             "alarm",

@@ -66,7 +66,7 @@ impl Tls {
                     .to_owned(),
             );
         }
-        if self.required && !url.host_str().is_some_and(is_loopback) {
+        if self.required && leaves_without_tls(url.as_str()) {
             return Err(
                 "is `amqp://`, without TLS, to another machine, which RELAY_REQUIRE_TLS forbids; write `amqps://`"
                     .to_owned(),
@@ -100,6 +100,12 @@ impl Identity {
             (None, None) => None,
         }
     }
+}
+
+/// Whether what is sent to the broker of this URL leaves the machine without TLS.
+pub fn leaves_without_tls(url: &str) -> bool {
+    let url = url::Url::parse(url);
+    url.is_ok_and(|url| url.scheme() == "amqp" && !url.host_str().is_some_and(is_loopback))
 }
 
 /// Whether what is sent to this host stays on this machine.

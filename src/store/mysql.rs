@@ -408,6 +408,11 @@ pub fn migration_sql(options: &StoreOptions) -> String {
     migrate::sql(&options.table, &options.mapping)
 }
 
+/// For a person to run: names stand in standard quotes, whatever the mode of the session.
+pub(super) fn in_standard_quotes(sql: &str) -> String {
+    migrate::in_standard_quotes(sql)
+}
+
 /// Scripts wait for each other at the row of a member without a name, whether or not it was there. A lock on a row, and not
 /// `GET_LOCK`, which is the session's: it would be held until the server notices that a relay is gone, where this one
 /// ends with the script, and it would be one for the whole server.

@@ -56,6 +56,11 @@ pub trait Operator: Store {
     /// For a person: which columns hold what; `None`: the table is as `migrate` makes it.
     async fn columns(&self) -> Result<Option<String>, StoreError>;
 
+    /// Whether what is sent may leave this machine without TLS, by the URL and the variables.
+    fn is_exposed(&self) -> bool {
+        false
+    }
+
     /// What makes the table slow in the long run.
     async fn upkeep(&self) -> Result<Upkeep, StoreError>;
 }

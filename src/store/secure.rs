@@ -42,6 +42,11 @@ pub(super) fn must_verify(tls: &Tls, given: &Given<'_>) -> Result<bool, StoreErr
     Ok(!given.written || given.weak)
 }
 
+/// Whether what is sent may leave this machine without TLS.
+pub(super) fn is_exposed(verified: bool, given: &Given<'_>) -> bool {
+    !verified && given.weak && given.host.is_some_and(|host| !is_loopback(host))
+}
+
 /// PEM texts for a driver, read from their files now.
 pub(super) struct Pems {
     pub(super) authorities: Option<Vec<u8>>,

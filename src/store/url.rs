@@ -19,7 +19,11 @@ pub(super) fn readable(url: &Secret, known: impl Fn(&str) -> bool) -> Result<Url
     }
     let (kept, unknown): (Vec<_>, Vec<_>) = url.query_pairs().into_owned().partition(|(key, _)| known(key));
     if !unknown.is_empty() {
-        let names: Vec<&str> = unknown.iter().map(|(key, _)| key.as_str()).collect();
+        // Without a value it may be what follows an `&` in a password.
+        let names: Vec<&str> = unknown
+            .iter()
+            .map(|(key, value)| if value.is_empty() { "***" } else { key.as_str() })
+            .collect();
         warn!(parameters = ?names, "parameters of the database URL are not known and have no effect");
         url.query_pairs_mut().clear().extend_pairs(kept);
     }

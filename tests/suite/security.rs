@@ -2,3 +2,5 @@
 
 mod connections;
 mod endpoints;
+mod grants;
+mod leaks;

@@ -8,7 +8,7 @@ use sqlx::{AssertSqlSafe, ConnectOptions, Connection};
 use super::error::classify;
 use crate::config::{Secret, Tls, database_url_now};
 use crate::store::StoreError;
-use crate::store::secure::{Given, must_verify, pems};
+use crate::store::secure::{Given, is_exposed, must_verify, pems};
 use crate::store::url::readable;
 
 /// What may stand in a URL's query: the driver knows more, but character set, time zone and mode are the relay's.
@@ -34,6 +34,7 @@ pub(super) struct Connector {
     /// Read again for each connection, where it came from a file.
     url: Secret,
     tls: Tls,
+    exposed: bool,
     database: String,
     /// The server's bounds of a statement and of its waits for locks.
     bounds: String,
@@ -42,7 +43,7 @@ pub(super) struct Connector {
 impl Connector {
     /// Reads the URL; `timeout` is the bound of a call.
     pub(super) fn new(url: &Secret, tls: &Tls, timeout: Duration) -> Result<Self, StoreError> {
-        let (options, _) = parse(url, tls)?;
+        let (options, _, exposed) = parse(url, tls)?;
         let Some(database) = options.get_database().map(str::to_owned) else {
             return Err(StoreError::Failed(
                 "the database URL names no database: mysql://user@host/database".to_owned(),
@@ -51,6 +52,7 @@ impl Connector {
         Ok(Self {
             url: url.clone(),
             tls: tls.clone(),
+            exposed,
             database,
             bounds: bounds(timeout),
         })
@@ -59,7 +61,7 @@ impl Connector {
     /// As URL and certificates are now.
     fn options(&self) -> Result<MySqlConnectOptions, StoreError> {
         let url = database_url_now(&self.url).map_err(StoreError::Unavailable)?;
-        let (mut options, verified) = parse(&url, &self.tls)?;
+        let (mut options, verified, _) = parse(&url, &self.tls)?;
         let pems = pems(&self.tls, verified)?;
         if let Some(authorities) = pems.authorities {
             options = options.ssl_ca_from_pem(authorities);
@@ -70,6 +72,11 @@ impl Connector {
                 .ssl_client_key_from_pem(key);
         }
         Ok(options)
+    }
+
+    /// Whether what is sent may leave this machine without TLS.
+    pub(super) fn is_exposed(&self) -> bool {
+        self.exposed
     }
 
     /// The database that the URL names.
@@ -105,8 +112,8 @@ impl Connector {
     }
 }
 
-/// The driver's options, and whether the relay makes them verify the server.
-fn parse(url: &Secret, tls: &Tls) -> Result<(MySqlConnectOptions, bool), StoreError> {
+/// The driver's options, whether the relay makes them verify the server, and whether they may leave the machine without TLS.
+fn parse(url: &Secret, tls: &Tls) -> Result<(MySqlConnectOptions, bool, bool), StoreError> {
     let url = readable(url, |key| PARAMETERS.contains(&key))?;
     let options = MySqlConnectOptions::from_url(&url)
         // Its text quotes the value.
@@ -125,10 +132,12 @@ fn parse(url: &Secret, tls: &Tls) -> Result<(MySqlConnectOptions, bool), StoreEr
         host: options.get_socket().is_none().then(|| options.get_host()),
     };
     let verified = must_verify(tls, &given)?;
-    Ok(match verified {
-        true => (options.ssl_mode(MySqlSslMode::VerifyIdentity), true),
-        false => (options, false),
-    })
+    let exposed = is_exposed(verified, &given);
+    let options = match verified {
+        true => options.ssl_mode(MySqlSslMode::VerifyIdentity),
+        false => options,
+    };
+    Ok((options, verified, exposed))
 }
 
 /// The server gives up first: then the connection lives on, and no forgotten statement waits on the server for its lock.

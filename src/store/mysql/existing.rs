@@ -10,6 +10,7 @@ use super::error::is_locked;
 use super::statements::{self, Numbering, Statements};
 use super::{MySql, Statement, inspect, list, lock, rows, source};
 use crate::store::columns::{error_chars, explain};
+use crate::store::grants::Access;
 use crate::store::layout::Layout;
 use crate::store::pace::{NUMBERED_AT_ONCE, TidyWalk, warn_of_numbers};
 use crate::store::slot::Slot;
@@ -79,6 +80,12 @@ impl MySql {
         let touched = self.touch_own_tables(&statements).await;
         touched.map_err(|error| explain(error, table))?;
         Ok(statements)
+    }
+
+    /// What the relay does with a table that `migrate` did not make.
+    pub(in crate::store) async fn access(&self) -> Result<Access, StoreError> {
+        let statements = self.statements().await?;
+        Ok(Access::mapped(&statements.source.target, self.options.on_sent))
     }
 
     /// Fails where the relay's own tables are not there, or may not be used.

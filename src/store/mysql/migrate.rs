@@ -39,6 +39,12 @@ const MIGRATIONS: &[Migration] = &[
 /// An index on a table that already has rows may take a while.
 const TIMEOUT: Duration = Duration::from_secs(600);
 
+/// Names stand in standard quotes after it; undone by [`OWN_QUOTES`].
+const STANDARD_QUOTES: &str =
+    "SET @outbox_relay_mode = @@sql_mode, sql_mode = 'ANSI_QUOTES,NO_BACKSLASH_ESCAPES,STRICT_TRANS_TABLES'";
+
+const OWN_QUOTES: &str = "SET sql_mode = @outbox_relay_mode";
+
 /// The server's lock of this name; it goes with the session, so that a dropped connection gives it back.
 const LOCK: &str = "'outbox_relay_migrate'";
 
@@ -122,13 +128,17 @@ fn record(migration: &Migration, table: &TableName) -> String {
 /// See [`super::migration_sql`]. Names stand in standard quotes, whatever the mode of the session that runs it.
 pub(super) fn sql(table: &TableName, mapping: &Mapping) -> String {
     let opening = format!(
-        "SET @outbox_relay_mode = @@sql_mode, sql_mode = 'ANSI_QUOTES,NO_BACKSLASH_ESCAPES,STRICT_TRANS_TABLES';\n\n\
-         DO get_lock({LOCK}, {});\n\n{}",
+        "{STANDARD_QUOTES};\n\nDO get_lock({LOCK}, {});\n\n{}",
         TIMEOUT.as_secs(),
         create_book(table)
     );
-    let closing = format!("DO release_lock({LOCK});\n\nSET sql_mode = @outbox_relay_mode");
+    let closing = format!("DO release_lock({LOCK});\n\n{OWN_QUOTES}");
     printed(&opening, wanted(MIGRATIONS, mapping), table, record, &closing)
+}
+
+/// Statements with names in standard quotes, whatever the mode of the session that runs them.
+pub(super) fn in_standard_quotes(sql: &str) -> String {
+    format!("{STANDARD_QUOTES};\n{sql}{OWN_QUOTES};\n")
 }
 
 fn explain(error: &sqlx::Error, table: &TableName) -> StoreError {

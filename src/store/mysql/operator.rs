@@ -278,6 +278,10 @@ impl Operator for MySql {
         Ok(ended.map_err(pauses::explain)? > 0)
     }
 
+    fn is_exposed(&self) -> bool {
+        self.connector.is_exposed()
+    }
+
     async fn columns(&self) -> Result<Option<String>, StoreError> {
         Ok(self.statements().await?.columns.clone())
     }

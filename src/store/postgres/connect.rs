@@ -10,7 +10,7 @@ use tracing::info;
 use super::error::{STARTUP_REFUSED, classify};
 use crate::config::{Secret, Tls, database_url_now};
 use crate::store::StoreError;
-use crate::store::secure::{Given, must_verify, pems};
+use crate::store::secure::{Given, is_exposed, must_verify, pems};
 use crate::store::url::readable;
 
 const APPLICATION_NAME: &str = "outbox-relay";
@@ -46,6 +46,7 @@ pub(super) struct Connector {
     /// Read again for each connection, where it came from a file.
     url: Secret,
     tls: Tls,
+    exposed: bool,
     statement_timeout: Duration,
     /// A pooler is between, or may be: see [`Connector::begin`].
     pooled: AtomicBool,
@@ -54,7 +55,7 @@ pub(super) struct Connector {
 impl Connector {
     /// Reads the URL; `timeout` is the bound of a call.
     pub(super) fn new(url: &Secret, tls: &Tls, timeout: Duration) -> Result<Self, StoreError> {
-        parse(url, tls)?;
+        let (_, _, exposed) = parse(url, tls)?;
         // Whoever turns the statement cache off in the URL has a pooler.
         let pooled = readable(url, is_known)?
             .query_pairs()
@@ -62,11 +63,17 @@ impl Connector {
         Ok(Self {
             url: url.clone(),
             tls: tls.clone(),
+            exposed,
             // The server gives up first: then the connection lives on, and no forgotten query waits for its lock on
             // the server until the connections run out.
             statement_timeout: timeout.mul_f64(0.9).max(Duration::from_millis(1)),
             pooled: AtomicBool::new(pooled),
         })
+    }
+
+    /// Whether what is sent may leave this machine without TLS.
+    pub(super) fn is_exposed(&self) -> bool {
+        self.exposed
     }
 
     /// Whether a pooler is between, as far as it is known.
@@ -152,7 +159,7 @@ impl Connector {
     /// As URL and certificates are now.
     pub(super) fn options(&self) -> Result<PgConnectOptions, StoreError> {
         let url = database_url_now(&self.url).map_err(StoreError::Unavailable)?;
-        let (mut options, verified) = parse(&url, &self.tls)?;
+        let (mut options, verified, _) = parse(&url, &self.tls)?;
         let pems = pems(&self.tls, verified)?;
         if let Some(authorities) = pems.authorities {
             options = options.ssl_root_cert_from_pem(authorities);
@@ -177,8 +184,8 @@ fn is_known(key: &str) -> bool {
     PARAMETERS.contains(&key) || key.starts_with("options[")
 }
 
-/// The driver's options, and whether the relay makes them verify the server.
-fn parse(url: &Secret, tls: &Tls) -> Result<(PgConnectOptions, bool), StoreError> {
+/// The driver's options, whether the relay makes them verify the server, and whether they may leave the machine without TLS.
+fn parse(url: &Secret, tls: &Tls) -> Result<(PgConnectOptions, bool, bool), StoreError> {
     let url = readable(url, is_known)?;
     let written = |names: &[&str]| url.query_pairs().any(|(key, _)| names.contains(&&*key));
     let mut options = PgConnectOptions::from_url(&url)
@@ -199,8 +206,9 @@ fn parse(url: &Secret, tls: &Tls) -> Result<(PgConnectOptions, bool), StoreError
         host: (!socket).then(|| options.get_host()),
     };
     let verified = must_verify(tls, &given)?;
+    let exposed = is_exposed(verified, &given);
     if verified {
         options = options.ssl_mode(PgSslMode::VerifyFull);
     }
-    Ok((options, verified))
+    Ok((options, verified, exposed))
 }

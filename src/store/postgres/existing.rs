@@ -8,6 +8,7 @@ use super::source;
 use super::statements::{Numbering, Statements};
 use super::{Postgres, inspect};
 use crate::store::columns::explain;
+use crate::store::grants::Access;
 use crate::store::pace::{NUMBERED_AT_ONCE, TidyWalk, warn_of_numbers};
 use crate::store::source::Source;
 use crate::store::values::{FailureColumns, count, decode_one};
@@ -35,6 +36,12 @@ impl Postgres {
             .await
             .map_err(|error| explain(error, table))?;
         Ok(statements)
+    }
+
+    /// What the relay does with a table that `migrate` did not make.
+    pub(in crate::store) async fn access(&self) -> Result<Access, StoreError> {
+        let statements = self.statements().await?;
+        Ok(Access::mapped(&statements.source.target, self.options.on_sent))
     }
 
     /// Fails where the relay's own tables are not there, or may not be used.

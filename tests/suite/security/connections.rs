@@ -4,7 +4,7 @@
 use std::path::Path;
 
 use crate::outbox::{Outbox, SECOND};
-use crate::support::{Authority, Pair, Postgres, Rabbit, User, free_port, replace, until};
+use crate::support::{Authority, MariaDb, Pair, Postgres, Rabbit, User, free_port, replace, until};
 
 /// Makes the shared broker listen with this certificate on one more port, and returns the port.
 async fn listen(rabbit: &Rabbit, folder: &Path, pair: &Pair, more: &str) -> u16 {
@@ -202,4 +202,107 @@ async fn without_tls_nothing_leaves_the_machine_where_it_is_required() {
     }
     let (code, out, err) = outbox.command(&["check"], &[("RELAY_REQUIRE_TLS", "true")]).await;
     assert_eq!(code, Some(0), "the loopback may: {out}{err}");
+}
+
+/// On Linux 0.0.0.0 is reached on this machine; by its number alone it is no loopback.
+#[tokio::test]
+async fn check_warns_of_connections_to_another_machine_without_tls() {
+    for outbox in [Outbox::on_postgres().await, Outbox::on_mariadb().await] {
+        let elsewhere = |url: &str| url.replace("127.0.0.1", "0.0.0.0");
+        let (database, broker) = (elsewhere(&outbox.database_url), elsewhere(&outbox.amqp_url));
+        let urls = [
+            ("RELAY_DATABASE_URL", database.as_str()),
+            ("RELAY_AMQP_URL", broker.as_str()),
+        ];
+        let (code, out, err) = outbox.command(&["check"], &urls).await;
+        assert_eq!(code, Some(0), "{out}{err}");
+        for what in ["database", "broker"] {
+            assert!(out.contains(&format!("warning TLS to the {what}")), "{out}");
+        }
+        let (_, out, _) = outbox.command(&["check"], &[]).await;
+        assert!(!out.contains("TLS to"), "{out}");
+    }
+}
+
+#[tokio::test]
+async fn a_mariadb_server_that_cannot_be_trusted_is_refused_and_taken_once_mended() {
+    let folder = tempfile::tempdir().unwrap();
+    if let Some(user) = User::instead_of_root("mysql") {
+        std::os::unix::fs::chown(folder.path(), Some(user.uid), Some(user.gid)).unwrap();
+    }
+    let (ours, others) = (Authority::new("ours"), Authority::new("others"));
+    let ca = folder.path().join("ca.pem");
+    replace(&ca, &others.pem());
+    let (certificate, key) = ours.server(&["127.0.0.1"]).write(folder.path(), "server");
+    let settings = [
+        format!("ssl-cert={}", certificate.display()),
+        format!("ssl-key={}", key.display()),
+        "require-secure-transport=ON".to_owned(),
+    ];
+    let settings: Vec<&str> = settings.iter().map(String::as_str).collect();
+    let mariadb = MariaDb::start_with(&settings).await;
+    let outbox = Outbox::between_mariadb(&mariadb, Rabbit::shared().await).await;
+    let ca_file = ("RELAY_DATABASE_CA_FILE", ca.to_str().unwrap());
+    let (code, out, err) = outbox.command(&["check"], &[ca_file]).await;
+    assert!(
+        code == Some(1) && out.contains("set RELAY_DATABASE_CA_FILE"),
+        "{out}{err}"
+    );
+    assert!(!out.contains("relay-secret"), "{out}");
+    outbox.insert(1, 10, 2).await;
+    let relay = outbox
+        .relay()
+        .env(ca_file.0, ca_file.1)
+        .env("RELAY_REQUIRE_TLS", "true")
+        .spawn();
+    until("the relay says what to do", 60 * SECOND, async || {
+        relay.get("/readyz").await.1.contains("set RELAY_DATABASE_CA_FILE")
+    })
+    .await;
+    assert_eq!(outbox.db.unsent().await, 10);
+    replace(&ca, &ours.pem());
+    outbox.wait_all_sent(60 * SECOND).await;
+}
+
+/// SASL EXTERNAL: who the relay is, is in its certificate, and there is no password.
+#[tokio::test]
+async fn a_certificate_can_take_the_place_of_the_brokers_password() {
+    let folder = tempfile::tempdir().unwrap();
+    let (ours, ca) = (Authority::new("ours"), folder.path().join("ca.pem"));
+    replace(&ca, &ours.pem());
+    let rabbit = Rabbit::shared().await;
+    rabbit.allow_external().await;
+    let outbox = Outbox::on_postgres().await;
+    let user = format!("by-certificate-{}", uuid::Uuid::new_v4().simple());
+    rabbit
+        .add_user(&user, "unused", &outbox.amqp_url, ["^$", "^events$", "^$"])
+        .await;
+    let verify = format!(", {{cacertfile, \"{}\"}}, {{verify, verify_peer}}", ca.display());
+    let port = listen(rabbit, folder.path(), &ours.server(&["localhost"]), &verify).await;
+    let (_, vhost) = outbox.amqp_url.rsplit_once('/').unwrap();
+    let url = format!("amqps://localhost:{port}/{vhost}?auth_mechanism=external");
+    let (known, known_key) = ours.client(&user).write(folder.path(), "known");
+    let (stranger, stranger_key) = ours.client("stranger").write(folder.path(), "stranger");
+    let variables = [
+        ("RELAY_AMQP_URL", url.as_str()),
+        ("RELAY_AMQP_CA_FILE", ca.to_str().unwrap()),
+        ("RELAY_AMQP_CLIENT_CERT_FILE", stranger.to_str().unwrap()),
+        ("RELAY_AMQP_CLIENT_KEY_FILE", stranger_key.to_str().unwrap()),
+    ];
+    let (code, out, err) = outbox.command(&["check"], &variables).await;
+    assert!(code == Some(1) && out.contains("ACCESS_REFUSED"), "{out}{err}");
+    let named = [
+        variables[0],
+        variables[1],
+        ("RELAY_AMQP_CLIENT_CERT_FILE", known.to_str().unwrap()),
+        ("RELAY_AMQP_CLIENT_KEY_FILE", known_key.to_str().unwrap()),
+    ];
+    let (code, out, err) = outbox.command(&["check"], &named).await;
+    assert_eq!(code, Some(0), "{out}{err}");
+    outbox.insert(1, 10, 2).await;
+    let _relay = named
+        .iter()
+        .fold(outbox.relay(), |relay, (name, value)| relay.env(name, value))
+        .spawn();
+    outbox.wait_all_sent(60 * SECOND).await;
 }

@@ -46,6 +46,24 @@ impl Rabbit {
         format!("amqp://{name}:{password}@127.0.0.1:{}/{path}", self.port())
     }
 
+    /// Lets clients log in by the common name of their certificate, as the plug-in `rabbitmq_auth_mechanism_ssl` does. It
+    /// looks whether certificates are verified in the options of the first listener, which there is none of.
+    pub async fn allow_external(&self) {
+        let code = self.installation.join("plugins/rabbitmq_auth_mechanism_ssl-*/ebin");
+        // Its boot step, for a node that has started.
+        self.eval(&format!(
+            "[Code] = filelib:wildcard(\"{}\"), true = code:add_patha(Code), \
+             ok = application:load(rabbitmq_auth_mechanism_ssl), \
+             ok = application:set_env(rabbit, ssl_cert_login_from, common_name), \
+             ok = application:set_env(rabbit, ssl_options, [{{verify, verify_peer}}]), \
+             {{ok, Known}} = application:get_env(rabbit, auth_mechanisms), \
+             ok = application:set_env(rabbit, auth_mechanisms, ['EXTERNAL' | Known]), \
+             ok = rabbit_registry:register(auth_mechanism, <<\"EXTERNAL\">>, rabbit_auth_mechanism_ssl)",
+            code.display()
+        ))
+        .await;
+    }
+
     /// Stops the broker, but not its Erlang node: clients are disconnected and refused.
     pub async fn stop_app(&self) {
         self.eval("ok = rabbit:stop()").await;
