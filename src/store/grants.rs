@@ -1,12 +1,11 @@
 //! The statements that give a role what the relay needs of the tables, and no more.
 
 use super::leases::{members_table, shares_table};
+use super::migrate::{literal, quoted};
 use super::pauses::pauses_table;
 use super::source::{Target, failures_table, positions_table};
 use super::{Kind, StoreError, StoreOptions, columns, mysql, postgres};
-use crate::config::{OnSent, Secret};
-
-use super::migrate::{literal, quoted};
+use crate::config::{OnSent, Secret, TableName};
 
 /// What the relay does with the application's table. Names are as they stand in SQL.
 #[derive(Debug)]
@@ -59,29 +58,39 @@ pub async fn grants_sql(url: &Secret, options: StoreOptions, purges: bool, role:
         (Kind::Postgres, false) => postgres::Postgres::new(url, options)?.access().await?,
         (Kind::MySql, false) => mysql::MySql::new(url, options)?.access().await?,
     };
-    let mut sql = String::new();
-    let role = match kind {
-        Kind::MySql => {
-            let (name, host) = role.rsplit_once('@').unwrap_or((role, "%"));
-            format!("{}@{}", literal(name), literal(host))
-        }
-        _ => quoted(role),
-    };
-    if let (Kind::Postgres, Some(schema)) = (&kind, table.schema()) {
-        sql.push_str(&format!("GRANT USAGE ON SCHEMA {} TO {role};\n", quoted(schema)));
+    let deletes = on_sent == OnSent::Delete || (purges && access.purged);
+    if matches!(kind, Kind::MySql) {
+        let (name, host) = role.rsplit_once('@').unwrap_or((role, "%"));
+        let user = format!("{}@{}", literal(name), literal(host));
+        let sql = mysql::in_standard_quotes(&of_tables(&table, &access, deletes, &user));
+        return Ok(format!(
+            "-- Once, as somebody who may: CREATE USER {user} IDENTIFIED BY '...';\n{sql}"
+        ));
     }
+    let role = quoted(role);
+    let schema = match table.schema() {
+        Some(schema) => format!("GRANT USAGE ON SCHEMA {} TO {role};\n", quoted(schema)),
+        None => String::new(),
+    };
+    let sql = of_tables(&table, &access, deletes, &role);
+    Ok(format!(
+        "-- Once, as somebody who may: CREATE ROLE {role} LOGIN PASSWORD '...';\n{schema}{sql}"
+    ))
+}
+
+/// `role` is as it stands in SQL.
+fn of_tables(table: &TableName, access: &Access, deletes: bool, role: &str) -> String {
     let mut rights = vec!["SELECT".to_owned()];
     if !access.written.is_empty() {
         rights.push(format!("UPDATE ({})", access.written.join(", ")));
     }
-    let deletes = on_sent == OnSent::Delete || (purges && access.purged);
     if deletes {
         rights.push("DELETE".to_owned());
     }
-    sql.push_str(&format!("GRANT {} ON {table} TO {role};\n", rights.join(", ")));
-    let mut own = vec![shares_table(&table), members_table(&table), pauses_table(&table)];
+    let mut sql = format!("GRANT {} ON {table} TO {role};\n", rights.join(", "));
+    let mut own = vec![shares_table(table), members_table(table), pauses_table(table)];
     if access.mapped {
-        own.extend([failures_table(&table), positions_table(&table)]);
+        own.extend([failures_table(table), positions_table(table)]);
     }
     // One table a statement: MariaDB and MySQL take no list.
     for own in own {
@@ -89,14 +98,8 @@ pub async fn grants_sql(url: &Secret, options: StoreOptions, purges: bool, role:
     }
     if !deletes {
         sql.push_str(&format!(
-            "-- For `dead-letters discard`, which nobody needs who only runs the relay: GRANT DELETE ON {table} TO {role};\n"
+            "-- Only for `dead-letters discard`: GRANT DELETE ON {table} TO {role};\n"
         ));
     }
-    Ok(match kind {
-        Kind::MySql => format!(
-            "-- Once, as somebody who may: CREATE USER {role} IDENTIFIED BY '...';\n{}",
-            mysql::in_standard_quotes(&sql)
-        ),
-        _ => format!("-- Once, as somebody who may: CREATE ROLE {role} LOGIN PASSWORD '...';\n{sql}"),
-    })
+    sql
 }
