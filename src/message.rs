@@ -3,6 +3,7 @@
 //! Everything a broker may refuse for the message's own sake is found here, before anything is sent:
 //! a refusal by the broker would cost the channel, and with it the confirms of innocent messages.
 
+mod cloudevents;
 #[cfg(test)]
 mod tests;
 
@@ -12,6 +13,8 @@ use std::time::Duration;
 
 use serde_json::{Map, Value};
 use uuid::Uuid;
+
+use crate::config::CloudEvents;
 
 /// The value of the outbox table's `id` column: the order in which rows are sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -93,8 +96,8 @@ pub struct OutboxRow {
     pub properties: String,
     /// The body, or why it was left in the table.
     pub payload: Payload,
-    /// Seconds since 1970 (UTC), not before that, when the row was created; `None`: not known.
-    pub created_at: Option<i64>,
+    /// When the row was created: since 1970 (UTC), in microseconds, not before that; `None`: not known.
+    pub created_at: Option<Duration>,
     /// How old the row was when it was read; zero for a row "from the future".
     pub age: Duration,
     /// How long it must wait yet (`available_at`, `next_attempt_at`); zero: due now.
@@ -176,6 +179,8 @@ pub struct MessageRules {
     pub default_exchange: String,
     /// Bodies above this many bytes are refused; the broker's own limit must not be lower.
     pub max_body_bytes: u64,
+    /// What makes a CloudEvent of it; `None`: it is none.
+    pub cloudevents: Option<Arc<CloudEvents>>,
 }
 
 /// Why a row can never be a message: the text is for the person who mends the row and holds no payload.
@@ -212,18 +217,22 @@ impl Message {
         let Payload::Loaded(body) = row.payload else {
             return Err(Invalid("payload is null".to_owned()));
         };
-        Ok(Self {
+        let message = Self {
             row: row.id,
             message_id: row.message_id,
             exchange,
             routing_key: row.routing_key,
             kind: row.kind,
             content_type: row.content_type,
-            timestamp: row.created_at,
+            timestamp: row.created_at.and_then(|since| i64::try_from(since.as_secs()).ok()),
             headers: headers(&row.headers)?,
             properties: properties(&row.properties)?,
             body,
-        })
+        };
+        match &rules.cloudevents {
+            None => Ok(message),
+            Some(events) => cloudevents::event(message, row.created_at, events, rules),
+        }
     }
 }
 
@@ -277,13 +286,18 @@ fn headers(text: &str) -> Result<Map<String, Value>, Invalid> {
         }
         check_value(name, value)?;
     }
-    let size = table_size(&map);
+    check_headers_size(&map)?;
+    Ok(map)
+}
+
+fn check_headers_size(headers: &Map<String, Value>) -> Result<(), Invalid> {
+    let size = table_size(headers);
     if size > MAX_HEADER_BYTES {
         return Err(Invalid(format!(
             "headers take {size} bytes, one AMQP frame carries {MAX_HEADER_BYTES}"
         )));
     }
-    Ok(map)
+    Ok(())
 }
 
 /// A value is refused where AMQP would change it silently.

@@ -272,6 +272,7 @@ fn settings(config: &Config) -> Settings {
         rules: MessageRules {
             default_exchange: config.amqp_exchange.clone(),
             max_body_bytes: config.publish.max_message_bytes,
+            cloudevents: config.cloudevents.clone().map(Arc::new),
         },
         partitions: partitions(config),
         lanes: lanes(config),

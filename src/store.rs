@@ -21,6 +21,7 @@ mod purge;
 mod slot;
 mod source;
 pub mod sqlite;
+mod target;
 mod types;
 mod url;
 mod values;

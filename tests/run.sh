@@ -18,8 +18,9 @@ END
 }
 
 # postgresql, mariadb-server, rabbitmq-server: the servers. pgbouncer: a pooler. erlang-base: its erl_call, with which tests
-# steer a broker. faketime: wrong clocks. procps: its kill, for signals by name. gcc, libc6-dev, make: to build.
-packages=(postgresql pgbouncer mariadb-server rabbitmq-server erlang-base faketime procps)
+# steer a broker. faketime: wrong clocks. procps: its kill, for signals by name.
+# python3-venv: consumers with other libraries, which come from PyPI. gcc, libc6-dev, make: to build.
+packages=(postgresql pgbouncer mariadb-server rabbitmq-server erlang-base faketime procps python3-venv)
 
 main() {
     cd "$(dirname "${BASH_SOURCE[0]}")/.."

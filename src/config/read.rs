@@ -6,8 +6,8 @@ use std::{
 };
 
 use super::{
-    Config, LogFormat, Mapping, OnDeadLetter, OnSent, Ordering, Outbox, Poll, Publish, Retry, Shutdown, TableName,
-    TableNameError,
+    CloudEvents, Config, LogFormat, Mapping, OnDeadLetter, OnSent, Ordering, Outbox, Poll, Publish, Retry, Shutdown,
+    TableName, TableNameError,
     findings::shown,
     parse::{self, Reader},
 };
@@ -20,13 +20,15 @@ const DAY: Duration = Duration::from_secs(86_400);
 
 impl Config {
     pub(super) fn read(from: &mut Reader<'_>) -> Self {
+        let cloudevents = CloudEvents::read(from);
         Self {
             database_url: from.database_url("RELAY_DATABASE_URL"),
             amqp_urls: from.broker_urls("RELAY_AMQP_URL"),
             amqp_exchange: from.short_text("RELAY_AMQP_EXCHANGE"),
             amqp_connect_timeout: from.duration("RELAY_AMQP_CONNECT_TIMEOUT", MS..=10 * MINUTE),
             database_timeout: from.duration("RELAY_DATABASE_TIMEOUT", MS..=HOUR),
-            outbox: Outbox::read(from),
+            outbox: Outbox::read(from, cloudevents.as_ref()),
+            cloudevents,
             ordering: Ordering::read(from),
             on_dead_letter: OnDeadLetter::read(from),
             partitions: from.integer("RELAY_PARTITIONS", 1..=256),
@@ -47,7 +49,7 @@ impl Config {
 }
 
 impl Outbox {
-    fn read(from: &mut Reader<'_>) -> Self {
+    fn read(from: &mut Reader<'_>, events: Option<&CloudEvents>) -> Self {
         let placeholder = TableName::placeholder();
         let parse_table = |text: &str| {
             text.parse()
@@ -68,7 +70,7 @@ impl Outbox {
             table: from.parsed("RELAY_OUTBOX_TABLE", placeholder, parse_table),
             on_sent,
             retention: from.parsed("RELAY_OUTBOX_RETENTION", None, parse_retention),
-            mapping: Mapping::read(from, on_sent),
+            mapping: Mapping::read(from, on_sent, events),
         }
     }
 }

@@ -50,6 +50,7 @@
 mod support;
 
 mod broker;
+mod cloudevents;
 mod deployment;
 mod docs;
 mod existing_tables;

@@ -15,6 +15,7 @@ mod pgbouncer;
 mod postgres;
 mod process;
 mod proxy;
+mod python;
 mod rabbit;
 mod relay;
 
@@ -26,6 +27,7 @@ pub use mariadb::{MariaDb, Product, numbers};
 pub use pgbouncer::PgBouncer;
 pub use postgres::Postgres;
 pub use proxy::Proxy;
+pub use python::python;
 pub use rabbit::Rabbit;
 pub use relay::{Relay, RelayCommand};
 

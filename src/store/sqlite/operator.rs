@@ -180,11 +180,7 @@ impl Operator for Sqlite {
     async fn dead_letters(&self, filter: &DeadFilter, after: RowId, limit: u32) -> Result<Vec<DeadLetter>, StoreError> {
         let (dead, created) = (epoch("o.dead_at"), epoch("o.created_at"));
         let statements = self.statements().await?;
-        let more = if statements.source.header_columns {
-            ", o.header_columns"
-        } else {
-            ""
-        };
+        let more = statements.source.more_columns();
         let sql: Arc<str> = format!(
             "SELECT o.id, o.message_id, o.exchange, o.routing_key, o.ordering_key, o.type, o.content_type, o.headers,
                     o.properties, octet_length(o.payload), CAST(coalesce(o.attempts, 0) AS INTEGER), o.last_error,

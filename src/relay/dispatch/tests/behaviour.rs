@@ -25,6 +25,7 @@ pub(super) fn settings(ordering: Ordering) -> Settings {
         rules: MessageRules {
             default_exchange: String::new(),
             max_body_bytes: 100,
+            cloudevents: None,
         },
         partitions: 1,
         lanes: 2,
