@@ -1,4 +1,4 @@
-//! The HTTP endpoints: metrics, health and status. They only tell; nothing here changes anything.
+//! The HTTP endpoints: metrics, health and status. They only tell; what changes something stands behind [`guard`].
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -13,9 +13,13 @@ use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::sync::Mutex;
 
+use crate::config::Identity;
 use crate::health::Health;
 use crate::metrics::Metrics;
 use crate::status::{self, Status};
+
+pub mod guard;
+mod server;
 
 /// Whoever asks more often gets the last report: asking must not cost the database more.
 const REPORT_AGE: Duration = Duration::from_secs(2);
@@ -77,8 +81,8 @@ pub async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
         .map_err(|error| anyhow::anyhow!("RELAY_ADMIN_LISTEN: cannot listen on {address}: {error}"))
 }
 
-/// Serves until the task is dropped.
-pub async fn serve(listener: TcpListener, admin: Admin) {
+/// Serves until the task is dropped; over TLS, and nothing else, where there is an identity.
+pub async fn serve(listener: TcpListener, admin: Admin, identity: Option<Identity>) {
     let router = Router::new()
         .route("/metrics", get(metrics))
         .route("/livez", get(livez))
@@ -87,8 +91,7 @@ pub async fn serve(listener: TcpListener, admin: Admin) {
         .route("/status", get(report))
         .route("/status/relay", get(relay))
         .with_state(admin);
-    // `serve` itself never ends with an error: it goes on after each failed accept.
-    let _ = axum::serve(listener, router).await;
+    server::serve(listener, router, identity).await;
 }
 
 async fn metrics(State(admin): State<Admin>) -> Response {

@@ -145,9 +145,11 @@ async fn execute(command: Command, loaded: Loaded) -> anyhow::Result<ExitCode> {
 fn amqp_options(config: &Config) -> AmqpOptions {
     AmqpOptions {
         urls: config.amqp_urls.clone(),
+        tls: config.amqp_tls.clone(),
         connect_timeout: config.amqp_connect_timeout,
         confirm_timeout: config.publish.confirm_timeout,
         lanes: relay::lanes(config),
+        own_headers: config.message.own_headers.clone(),
     }
 }
 
@@ -156,6 +158,7 @@ fn store_options(config: &Config) -> StoreOptions {
         table: config.outbox.table.clone(),
         on_sent: config.outbox.on_sent,
         timeout: config.database_timeout,
+        tls: config.database_tls.clone(),
         mapping: config.outbox.mapping.clone(),
     }
 }

@@ -23,16 +23,19 @@ mod table_name;
 mod template;
 #[cfg(test)]
 mod tests;
+mod tls;
 mod variables;
 
 pub use cloudevents::{Attribute, CloudEvents, ContentMode, bad_attribute, bad_attribute_name};
 pub use findings::{ConfigErrors, Problem};
 pub use mapping::{ColumnName, Field, HEADER_COLUMNS, HeaderTemplate, Mapping, Origin};
-pub use secret::{Secret, redacted_url};
+pub use secret::{Secret, broker_urls_now, check_token, database_url_now, redacted_url};
 pub use table_name::{TableName, TableNameError};
 pub use template::Piece;
+pub use tls::{Identity, Tls, is_loopback};
 pub use variables::{VARIABLES, Variable, help_text, markdown_table};
 
+use crate::message::{Compression, OwnHeaders};
 use findings::Findings;
 use parse::Reader;
 
@@ -47,8 +50,12 @@ pub struct Config {
     pub amqp_exchange: String,
     /// Bound of one attempt to connect to the broker.
     pub amqp_connect_timeout: Duration,
+    /// How the broker is spoken to over TLS.
+    pub amqp_tls: Tls,
     /// Bound of each statement.
     pub database_timeout: Duration,
+    /// How the database server is spoken to over TLS.
+    pub database_tls: Tls,
     /// The table and what becomes of its sent rows.
     pub outbox: Outbox,
     /// Messages are CloudEvents; `None`: they are what the row says and nothing else.
@@ -65,12 +72,18 @@ pub struct Config {
     pub poll: Poll,
     /// How much is published at once.
     pub publish: Publish,
+    /// What is made of rows.
+    pub message: MessageSettings,
     /// What becomes of refused messages.
     pub retry: Retry,
     /// How the relay stops.
     pub shutdown: Shutdown,
     /// Where metrics and health are served; port 0 takes a free one.
     pub admin_listen: SocketAddr,
+    /// What a request that changes something must show; without one there are none.
+    pub admin_token: Option<Secret>,
+    /// Whom the endpoints are served as, over TLS.
+    pub admin_identity: Option<Identity>,
     /// Levels, as `tracing_subscriber::filter::Targets` reads them: `info,outbox_relay=debug`.
     pub log: String,
     /// How log lines look.
@@ -145,6 +158,17 @@ pub struct Publish {
     pub confirm_timeout: Duration,
     /// A body of more bytes is a dead letter, at most 128 MiB.
     pub max_message_bytes: u64,
+}
+
+/// What is made of rows.
+#[derive(Debug, Clone)]
+pub struct MessageSettings {
+    /// How bodies are compressed; `None`: not at all.
+    pub compression: Option<Compression>,
+    /// Reserved headers that rows may have all the same.
+    pub allowed_headers: Vec<String>,
+    /// Headers that the relay adds.
+    pub own_headers: OwnHeaders,
 }
 
 /// What becomes of refused messages. `min_delay` is never above `max_delay`.

@@ -44,6 +44,7 @@
 //! | [`admin`], [`health`] | HTTP endpoints and what they tell | |
 //! | [`metrics`], [`rates`] | all metrics; how fast they grow | names of metrics |
 //! | [`telemetry`] | logging | what must never be logged |
+//! | [`tls`] | certificates from files; what to do about a failed handshake | |
 //! | [`systemd`] | readiness and watchdog of a service | |
 //!
 //! [`relay::dispatch`] has no I/O, no clock, no task, no SQL and no AMQP type: it is told what happened and when.
@@ -107,11 +108,12 @@
 //! to the table itself, under its own names. The rooms above the store know nothing of this.
 //!
 //! Where a table has no whole number to order its rows by, the relay gives them one, in a table of its own, before it reads
-//! them: [`store::Store::head`] first reads what has a number, and looks for rows without one only when it has come to the
-//! end of those. So an outage with many waiting rows costs one look, and numbers grow in the order of the looks: a row is
+//! them: where the last [`store::Store::head`] came to the end of the rows that have one, the next first looks for rows
+//! without one, and then reads. So an outage with many waiting rows costs one look, and numbers grow in the order of the looks: a row is
 //! never before one that was found earlier. One relay looks at a time; a look that fails loses no rows that were read, rests as one
-//! that found nothing, and one that takes too long is followed by looks without an order. A stop with a drain waits for a look
-//! at everything ([`store::Store::owes_a_look`]). A mark removes the number with the row, in one statement or transaction. Rows
+//! that found nothing, and one that takes too long is followed by looks without an order. A stop with a drain waits for a head
+//! that began with a look that found nothing ([`store::Store::owes_a_look`]): only that shows what another relay numbered
+//! meanwhile, too. A mark removes the number with the row, in one statement or transaction. Rows
 //! that are found without a number at any time get one: for such tables this is the truth that the sweep is for others.
 //! `existing_tables::…`, and the store's own cases over such tables in `store::existing::…`.
 //!
@@ -220,3 +222,4 @@ pub mod status;
 pub mod store;
 pub mod systemd;
 pub mod telemetry;
+pub mod tls;

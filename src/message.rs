@@ -4,6 +4,9 @@
 //! a refusal by the broker would cost the channel, and with it the confirms of innocent messages.
 
 mod cloudevents;
+mod compression;
+mod headers;
+mod properties;
 #[cfg(test)]
 mod tests;
 
@@ -15,6 +18,9 @@ use serde_json::{Map, Value};
 use uuid::Uuid;
 
 use crate::config::CloudEvents;
+pub use compression::{Coding, Compression};
+pub use headers::{HeaderValue, Headers, reserved};
+pub use properties::Properties;
 
 /// The value of the outbox table's `id` column: the order in which rows are sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -146,41 +152,59 @@ pub struct Message {
     /// AMQP `timestamp`, seconds since 1970 (UTC); `None`: not known, and left out.
     pub timestamp: Option<i64>,
     /// AMQP headers.
-    pub headers: Map<String, Value>,
+    pub headers: Headers,
     /// The properties that have no column of their own.
     pub properties: Properties,
     /// The body.
     pub body: Vec<u8>,
+    /// What is known of earlier copies.
+    pub copies: Copies,
 }
 
-/// The content of the `properties` column.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Properties {
-    /// AMQP `correlation_id`.
-    pub correlation_id: Option<String>,
-    /// AMQP `reply_to`.
-    pub reply_to: Option<String>,
-    /// AMQP `priority`.
-    pub priority: Option<u8>,
-    /// AMQP `expiration`: milliseconds.
-    pub expiration: Option<u32>,
-    /// AMQP `content_encoding`.
-    pub content_encoding: Option<String>,
-    /// AMQP `app_id`.
-    pub app_id: Option<String>,
-    /// AMQP `user_id`; the broker accepts only the user the relay is logged in as.
-    pub user_id: Option<String>,
+/// What is known of the copies of a message that were published before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Copies {
+    /// There is none.
+    None,
+    /// It is not known whether there is one: another relay may have published it, or this one before it was started.
+    #[default]
+    Perhaps,
+    /// This relay published it, and does not know what became of it.
+    Unknown,
+    /// It was published and not taken: a queue was full, or it was refused. That one had a deduplication id, under which
+    /// the broker may drop another.
+    Refused,
 }
 
 /// What the configuration says about every message.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct MessageRules {
     /// For rows whose `exchange` is null.
     pub default_exchange: String,
     /// Bodies above this many bytes are refused; the broker's own limit must not be lower.
     pub max_body_bytes: u64,
+    /// Reserved headers that rows may have all the same.
+    pub allowed_headers: Vec<String>,
+    /// Headers that the relay writes: rows may not have them.
+    pub own_headers: OwnHeaders,
     /// What makes a CloudEvent of it; `None`: it is none.
     pub cloudevents: Option<Arc<CloudEvents>>,
+}
+
+/// The names of the headers that the relay itself adds to messages, each at most 255 bytes; `None`: not added.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct OwnHeaders {
+    /// Holds the `message_id`, for a broker that drops duplicates by it.
+    pub dedup: Option<String>,
+    /// A boolean: false where no copy was published before.
+    pub repeat: Option<String>,
+}
+
+impl OwnHeaders {
+    /// Whether the relay writes a header of this name.
+    pub fn contain(&self, name: &str) -> bool {
+        [&self.dedup, &self.repeat].into_iter().flatten().any(|own| own == name)
+    }
 }
 
 /// Why a row can never be a message: the text is for the person who mends the row and holds no payload.
@@ -190,13 +214,6 @@ pub struct Invalid(String);
 
 /// An AMQP short string: routing key, exchange, most properties.
 const MAX_SHORT_STRING: usize = 255;
-
-/// Properties and headers travel in one frame. `frame_max` is 131,072, 8 bytes are the frame's own, and
-/// 4 kB are kept for the other properties (at most 255 bytes each) and the header frame's fixed fields.
-const MAX_HEADER_BYTES: usize = 131_072 - 8 - 4_096;
-
-/// RabbitMQ refuses longer times with 406, which costs the channel: its limit is 2^32 - 1 ms.
-const MAX_EXPIRATION_MS: u64 = u32::MAX as u64;
 
 impl Message {
     /// Makes the message of `row`.
@@ -225,9 +242,10 @@ impl Message {
             kind: row.kind,
             content_type: row.content_type,
             timestamp: row.created_at.and_then(|since| i64::try_from(since.as_secs()).ok()),
-            headers: headers(&row.headers)?,
-            properties: properties(&row.properties)?,
+            headers: headers::read(&row.headers, rules)?,
+            properties: properties::read(&row.properties)?,
             body,
+            copies: Copies::default(),
         };
         match &rules.cloudevents {
             None => Ok(message),
@@ -275,123 +293,6 @@ fn object(column: &str, text: &str) -> Result<Map<String, Value>, Invalid> {
     }
 }
 
-fn headers(text: &str) -> Result<Map<String, Value>, Invalid> {
-    let map = object("headers", text)?;
-    for (name, value) in &map {
-        if name.len() > MAX_SHORT_STRING {
-            return Err(Invalid(format!(
-                "headers has a name of {} bytes, AMQP allows {MAX_SHORT_STRING}",
-                name.len()
-            )));
-        }
-        check_value(name, value)?;
-    }
-    check_headers_size(&map)?;
-    Ok(map)
-}
-
-fn check_headers_size(headers: &Map<String, Value>) -> Result<(), Invalid> {
-    let size = table_size(headers);
-    if size > MAX_HEADER_BYTES {
-        return Err(Invalid(format!(
-            "headers take {size} bytes, one AMQP frame carries {MAX_HEADER_BYTES}"
-        )));
-    }
-    Ok(())
-}
-
-/// A value is refused where AMQP would change it silently.
-fn check_value(name: &str, value: &Value) -> Result<(), Invalid> {
-    match value {
-        Value::Number(number) if number.as_i64().is_none() && number.is_u64() => Err(Invalid(format!(
-            "header {name:?} is an integer above 2^63 - 1, which AMQP cannot carry: write it as a string"
-        ))),
-        Value::Array(items) => items.iter().try_for_each(|item| check_value(name, item)),
-        Value::Object(map) => map.iter().try_for_each(|(key, item)| {
-            if key.len() > MAX_SHORT_STRING {
-                return Err(Invalid(format!(
-                    "header {name:?} holds a name over {MAX_SHORT_STRING} bytes"
-                )));
-            }
-            check_value(name, item)
-        }),
-        _ => Ok(()),
-    }
-}
-
-/// Bytes of the encoded field table: each entry is a short string, a type byte and the value.
-fn table_size(map: &Map<String, Value>) -> usize {
-    4 + map
-        .iter()
-        .map(|(name, value)| 1 + name.len() + value_size(value))
-        .sum::<usize>()
-}
-
-fn value_size(value: &Value) -> usize {
-    1 + match value {
-        Value::Null => 0,
-        Value::Bool(_) => 1,
-        Value::Number(_) => 8,
-        Value::String(text) => 4 + text.len(),
-        Value::Array(items) => 4 + items.iter().map(value_size).sum::<usize>(),
-        Value::Object(map) => table_size(map),
-    }
-}
-
-fn properties(text: &str) -> Result<Properties, Invalid> {
-    let mut properties = Properties::default();
-    for (name, value) in object("properties", text)? {
-        if value.is_null() {
-            continue;
-        }
-        match name.as_str() {
-            "correlation_id" => properties.correlation_id = Some(text_property(&name, value)?),
-            "reply_to" => properties.reply_to = Some(text_property(&name, value)?),
-            "content_encoding" => properties.content_encoding = Some(text_property(&name, value)?),
-            "app_id" => properties.app_id = Some(text_property(&name, value)?),
-            "user_id" => properties.user_id = Some(text_property(&name, value)?),
-            "priority" => properties.priority = Some(number_property(&name, &value, u64::from(u8::MAX))? as u8),
-            "expiration" => properties.expiration = Some(number_property(&name, &value, MAX_EXPIRATION_MS)? as u32),
-            _ => {
-                return Err(Invalid(format!(
-                    "property {name:?} is unknown: correlation_id, reply_to, priority, expiration, \
-                     content_encoding, app_id and user_id can be set"
-                )));
-            }
-        }
-    }
-    Ok(properties)
-}
-
-fn text_property(name: &str, value: Value) -> Result<String, Invalid> {
-    match value {
-        Value::String(text) if text.len() <= MAX_SHORT_STRING => Ok(text),
-        Value::String(text) => Err(Invalid(format!(
-            "property {name} has {} bytes, AMQP allows {MAX_SHORT_STRING}",
-            text.len()
-        ))),
-        other => Err(Invalid(format!(
-            "property {name} must be a string, it is {}",
-            type_name(&other)
-        ))),
-    }
-}
-
-/// A whole number, or its digits in a string as AMQP's own `expiration` is written.
-fn number_property(name: &str, value: &Value, max: u64) -> Result<u64, Invalid> {
-    let number = match value {
-        Value::Number(number) => number.as_u64(),
-        Value::String(text) if text.bytes().all(|b| b.is_ascii_digit()) => text.parse().ok(),
-        _ => None,
-    };
-    match number {
-        Some(number) if number <= max => Ok(number),
-        _ => Err(Invalid(format!(
-            "property {name} must be a whole number from 0 to {max}"
-        ))),
-    }
-}
-
 fn type_name(value: &Value) -> &'static str {
     match value {
         Value::Null => "null",
@@ -400,5 +301,14 @@ fn type_name(value: &Value) -> &'static str {
         Value::String(_) => "a string",
         Value::Array(_) => "an array",
         Value::Object(_) => "an object",
+    }
+}
+
+/// The beginning of a name that came from a row, for an error: it can have any length.
+fn shown(name: &str) -> String {
+    const MOST: usize = 60;
+    match name.char_indices().nth(MOST) {
+        Some((end, _)) => format!("{}…", &name[..end]),
+        None => name.to_owned(),
     }
 }

@@ -172,6 +172,7 @@ pub async fn run(parts: Parts, stop: watch::Receiver<Stop>) -> Ended {
     tasks.spawn(wakeup::run(store.clone(), asleep, events.clone()));
     let publisher = Publisher {
         broker,
+        compression: config.message.compression,
         metrics: metrics.clone(),
         health: health.clone(),
         events,
@@ -272,6 +273,8 @@ fn settings(config: &Config) -> Settings {
         rules: MessageRules {
             default_exchange: config.amqp_exchange.clone(),
             max_body_bytes: config.publish.max_message_bytes,
+            allowed_headers: config.message.allowed_headers.clone(),
+            own_headers: config.message.own_headers.clone(),
             cloudevents: config.cloudevents.clone().map(Arc::new),
         },
         partitions: partitions(config),

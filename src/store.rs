@@ -6,7 +6,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 use crate::broker::Confirmed;
-use crate::config::{Mapping, OnSent, Secret, TableName};
+use crate::config::{Mapping, OnSent, Secret, TableName, Tls};
 use crate::message::{OrderingKey, OutboxRow, RowId};
 
 mod columns;
@@ -18,6 +18,7 @@ pub mod operator;
 mod pace;
 pub mod postgres;
 mod purge;
+mod secure;
 mod slot;
 mod source;
 pub mod sqlite;
@@ -45,6 +46,8 @@ pub struct StoreOptions {
     pub on_sent: OnSent,
     /// The bound of one call, connecting included.
     pub timeout: Duration,
+    /// How a server is spoken to.
+    pub tls: Tls,
     /// Which columns hold what, where the table is not one that `migrate` makes.
     pub mapping: Mapping,
 }
@@ -200,8 +203,8 @@ pub trait Store: Send + Sync {
     /// Whether a row can appear below ids already seen. False where writers come one at a time.
     fn commits_out_of_order(&self) -> bool;
 
-    /// Whether the last [`Store::head`] that came to the end had no look at all there is: rows that were committed before may
-    /// come with a later one.
+    /// Whether the last [`Store::head`] may not have shown all that was committed before it, though it came to the end: a
+    /// later one may bring it.
     fn owes_a_look(&self) -> bool {
         false
     }

@@ -9,21 +9,26 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 use crate::broker::{Broker, BrokerError, Connected, Lane};
-use crate::config::{Secret, redacted_url};
+use crate::config::{Secret, Tls, broker_urls_now, redacted_url};
+use crate::message::OwnHeaders;
 
 use connection::Connection;
 
 /// How to reach the broker and how to use it.
 #[derive(Debug, Clone)]
 pub struct AmqpOptions {
-    /// Tried in turn.
+    /// Tried in turn; those from a file are read again before each attempt.
     pub urls: Vec<Secret>,
+    /// Of those with `amqps`.
+    pub tls: Tls,
     /// Bound of TCP, TLS and AMQP handshake together, per address.
     pub connect_timeout: Duration,
     /// Bound of the wait for a batch's confirms.
     pub confirm_timeout: Duration,
     /// Channels per connection, at least 1.
     pub lanes: usize,
+    /// Headers that the relay adds.
+    pub own_headers: OwnHeaders,
 }
 
 /// A RabbitMQ broker or cluster.
@@ -38,13 +43,11 @@ impl Amqp {
     }
 
     async fn connect_to(&self, url: &Secret) -> Result<Connected, BrokerError> {
-        let connection = Connection::open(url, self.options.connect_timeout).await?;
+        let connection = Connection::open(url, &self.options.tls, self.options.connect_timeout).await?;
         let opened = tokio::time::timeout(self.options.connect_timeout, async {
             let mut lanes: Vec<Box<dyn Lane>> = Vec::with_capacity(self.options.lanes);
             for _ in 0..self.options.lanes {
-                lanes.push(Box::new(
-                    lane::AmqpLane::open(connection.clone(), self.options.confirm_timeout).await?,
-                ));
+                lanes.push(Box::new(lane::AmqpLane::open(connection.clone(), &self.options).await?));
             }
             lapin::Result::Ok(lanes)
         });
@@ -72,7 +75,8 @@ impl Amqp {
 impl Broker for Amqp {
     async fn connect(&self) -> Result<Connected, BrokerError> {
         let mut problems = Vec::new();
-        for url in &self.options.urls {
+        let urls = broker_urls_now(&self.options.urls, &self.options.tls).map_err(BrokerError)?;
+        for url in &urls {
             match self.connect_to(url).await {
                 Ok(connected) => return Ok(connected),
                 Err(error) => problems.push(error.0),

@@ -1,21 +1,25 @@
 //! `outbox-relay healthcheck`: one request to the running relay.
 
+use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
 
-use crate::config::Config;
+use crate::config::{Config, Identity};
+use crate::tls;
 
 /// Bound of the whole request.
 const TIMEOUT: Duration = Duration::from_secs(3);
 
 pub(super) async fn healthcheck(config: &Config, ready: bool) -> anyhow::Result<ExitCode> {
     let path = if ready { "/readyz" } else { "/livez" };
-    let (code, body) = ask(config.admin_listen, path, TIMEOUT).await?;
+    let (code, body) = ask(config, path, TIMEOUT).await?;
     println!("{body}");
     let healthy = code == 200;
     Ok(if healthy { ExitCode::SUCCESS } else { ExitCode::FAILURE })
@@ -25,9 +29,10 @@ pub(super) async fn healthcheck(config: &Config, ready: bool) -> anyhow::Result<
 ///
 /// # Errors
 /// When nothing answers within `timeout`, or what answers is no HTTP server.
-pub(super) async fn ask(listen: SocketAddr, path: &str, timeout: Duration) -> anyhow::Result<(u16, String)> {
-    let address = reachable(listen);
-    let answer = tokio::time::timeout(timeout, get(address, path))
+pub(super) async fn ask(config: &Config, path: &str, timeout: Duration) -> anyhow::Result<(u16, String)> {
+    let address = reachable(config.admin_listen);
+    let identity = config.admin_identity.as_ref();
+    let answer = tokio::time::timeout(timeout, get(address, identity, path))
         .await
         .with_context(|| format!("no answer from {address} within {timeout:?}"))??;
     let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
@@ -46,17 +51,32 @@ fn reachable(listen: SocketAddr) -> SocketAddr {
 }
 
 /// HTTP/1.0: the answer ends with the connection, so no client library is needed for one request.
-async fn get(address: SocketAddr, path: &str) -> anyhow::Result<String> {
-    let mut stream = TcpStream::connect(address)
+async fn get(address: SocketAddr, identity: Option<&Identity>, path: &str) -> anyhow::Result<String> {
+    let stream = TcpStream::connect(address)
         .await
         .with_context(|| format!("no relay answers on {address} (RELAY_ADMIN_LISTEN)"))?;
-    stream
-        .write_all(format!("GET {path} HTTP/1.0\r\nHost: relay\r\n\r\n").as_bytes())
-        .await?;
-    let mut answer = String::new();
-    stream.take(64 * 1024).read_to_string(&mut answer).await?;
+    let answer = match identity {
+        None => exchange(stream, path).await?,
+        Some(identity) => {
+            let client = tls::client_of(identity).map_err(anyhow::Error::msg)?;
+            let connector = TlsConnector::from(Arc::new(client));
+            let stream = connector.connect(address.ip().into(), stream).await.with_context(|| {
+                format!("{address} is not served with the certificate of RELAY_ADMIN_TLS_CERT_FILE")
+            })?;
+            exchange(stream, path).await?
+        }
+    };
     if !answer.starts_with("HTTP/") {
-        bail!("{address} does not speak HTTP: is RELAY_ADMIN_LISTEN the relay's?");
+        bail!("{address} does not speak HTTP: is RELAY_ADMIN_LISTEN the relay's, and RELAY_ADMIN_TLS_CERT_FILE?");
     }
     Ok(answer)
+}
+
+async fn exchange(mut stream: impl AsyncRead + AsyncWrite + Unpin, path: &str) -> io::Result<String> {
+    let request = format!("GET {path} HTTP/1.0\r\nHost: relay\r\n\r\n");
+    stream.write_all(request.as_bytes()).await?;
+    stream.flush().await?;
+    let mut answer = Vec::new();
+    stream.take(64 * 1024).read_to_end(&mut answer).await?;
+    Ok(String::from_utf8_lossy(&answer).into_owned())
 }

@@ -40,6 +40,7 @@ pub(super) async fn run(config: Config) -> anyhow::Result<ExitCode> {
             metrics: metrics.clone(),
             status: Arc::new(StatusPage::new(Status::new(store.clone(), config.clone()))),
         },
+        config.admin_identity.clone(),
     ));
     systemd::ready().await;
     let watched = tokio::spawn(systemd::answer_watchdog(health.clone()));

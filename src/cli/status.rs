@@ -76,7 +76,7 @@ fn show(report: &Value, args: &StatusArgs) {
 
 /// What a relay with the same `RELAY_ADMIN_LISTEN` on this machine says of itself.
 async fn relay(config: &Config) -> Value {
-    match healthcheck::ask(config.admin_listen, "/status/relay", SHORT).await {
+    match healthcheck::ask(config, "/status/relay", SHORT).await {
         Ok((200, body)) => serde_json::from_str(&body).unwrap_or_else(|_| missing("the answer is not understood")),
         Ok((code, _)) => missing(format!("another program, or another version, answers with {code}")),
         Err(error) => missing(format!("{error:#}")),

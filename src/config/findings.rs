@@ -1,6 +1,6 @@
 //! Everything wrong with a configuration, collected so that one start shows all of it.
 
-use std::{collections::HashMap, fmt};
+use std::{collections::HashMap, fmt, path::Path, sync::Arc};
 
 use super::variables::VARIABLES;
 
@@ -40,6 +40,8 @@ pub(super) struct Findings {
     warnings: Vec<String>,
     /// How a variable was given, where that is not under its own name in the environment.
     origins: HashMap<&'static str, String>,
+    /// The files that secrets were read from.
+    files: HashMap<&'static str, Arc<Path>>,
 }
 
 impl Findings {
@@ -59,6 +61,15 @@ impl Findings {
 
     pub(super) fn origin(&mut self, variable: &'static str, origin: String) {
         self.origins.insert(variable, origin);
+    }
+
+    pub(super) fn read_from(&mut self, variable: &'static str, path: &str) {
+        self.files.insert(variable, Path::new(path).into());
+    }
+
+    /// The file that this secret was read from.
+    pub(super) fn file(&self, variable: &str) -> Option<Arc<Path>> {
+        self.files.get(variable).cloned()
     }
 
     pub(super) fn warning(&mut self, message: String) {

@@ -1,12 +1,14 @@
 //! From text to type, with every problem noted and none thrown.
 
-use std::{fmt::Display, ops::RangeInclusive, str::FromStr, time::Duration};
+use std::{fmt::Display, ops::RangeInclusive, path::PathBuf, str::FromStr, time::Duration};
 
 use config::Config as Layered;
 
 use super::{
     findings::{Findings, shown},
-    secret::{BROKER_SCHEMES, DATABASE_SCHEMES, Secret, check_url, redacted_url},
+    secret::{self, DATABASE_SCHEMES, Secret, check_token, check_url, redacted_url},
+    sources::read_file,
+    tls::Tls,
     variables,
 };
 
@@ -32,8 +34,10 @@ impl<'a> Reader<'a> {
 
     /// Every variable with its text, as it may be shown.
     pub(super) fn in_force(&self) -> Vec<(&'static str, String)> {
-        let shown = |text: String, secret: bool| match secret {
-            true => text.split(',').map(redacted_url).collect::<Vec<_>>().join(", "),
+        let shown = |name: &str, text: String, secret: bool| match secret {
+            true if text.is_empty() => text,
+            true if name.ends_with("_URL") => text.split(',').map(redacted_url).collect::<Vec<_>>().join(", "),
+            true => Secret::new(text).to_string(),
             false => text,
         };
         variables::VARIABLES
@@ -41,7 +45,11 @@ impl<'a> Reader<'a> {
             .map(|variable| {
                 (
                     variable.name,
-                    shown(self.text(variable.name).unwrap_or_default(), variable.secret),
+                    shown(
+                        variable.name,
+                        self.text(variable.name).unwrap_or_default(),
+                        variable.secret,
+                    ),
                 )
             })
             .collect()
@@ -100,27 +108,33 @@ impl<'a> Reader<'a> {
 
     /// One URL of a database.
     pub(super) fn database_url(&mut self, name: &str) -> Secret {
+        let file = self.findings.file(name);
         self.parsed(name, Secret::default(), |text| {
-            check_url(text, DATABASE_SCHEMES).map(|()| Secret::new(text))
+            check_url(text, DATABASE_SCHEMES).map(|()| Secret::new(text).read_in(file))
         })
     }
 
     /// One or more URLs, separated by commas.
-    pub(super) fn broker_urls(&mut self, name: &str) -> Vec<Secret> {
+    pub(super) fn broker_urls(&mut self, name: &str, tls: &Tls) -> Vec<Secret> {
+        let file = self.findings.file(name);
         self.parsed(name, Vec::new(), |text| {
-            let urls: Vec<_> = text.split(',').map(str::trim).collect();
-            let problem = urls.iter().enumerate().find_map(|(index, url)| {
-                let problem = check_url(url, BROKER_SCHEMES).err()?;
-                Some(match urls.len() {
-                    1 => problem,
-                    _ if url.is_empty() => format!("URL {} is empty; remove its comma", index + 1),
-                    count => format!(
-                        "URL {} of {count} {problem}; commas separate URLs, one in a password is `%2C`",
-                        index + 1
-                    ),
-                })
-            });
-            problem.map_or_else(|| Ok(urls.into_iter().map(Secret::new).collect()), Err)
+            let urls = Secret::new(text).read_in(file);
+            secret::broker_urls(&urls, tls)
+        })
+    }
+
+    /// A secret that can stand in an HTTP header.
+    pub(super) fn token(&mut self, name: &str) -> Option<Secret> {
+        let file = self.findings.file(name);
+        self.optional(name, |text| check_token(text).map(|()| Secret::new(text).read_in(file)))
+    }
+
+    /// The path of a PEM file, which `check` must be content with.
+    pub(super) fn pem_file(&mut self, name: &str, check: impl FnOnce(&[u8]) -> Result<(), String>) -> Option<PathBuf> {
+        self.optional(name, |path| {
+            let pem = read_file(path)?;
+            check(pem.as_bytes()).map_err(|problem| format!("the file {path} {problem}"))?;
+            Ok(PathBuf::from(path))
         })
     }
 

@@ -5,12 +5,17 @@ use std::{
     time::Duration,
 };
 
+use crate::message::{Coding, Compression, OwnHeaders, reserved};
+
 use super::{
-    CloudEvents, Config, LogFormat, Mapping, OnDeadLetter, OnSent, Ordering, Outbox, Poll, Publish, Retry, Shutdown,
-    TableName, TableNameError,
+    CloudEvents, Config, Identity, LogFormat, Mapping, MessageSettings, OnDeadLetter, OnSent, Ordering, Outbox, Poll,
+    Publish, Retry, Shutdown, TableName, TableNameError, Tls,
     findings::shown,
     parse::{self, Reader},
+    template::no_url,
 };
+
+const REPEAT: &str = "RELAY_MESSAGE_REPEAT_HEADER";
 
 const MS: Duration = Duration::from_millis(1);
 const SECOND: Duration = Duration::from_secs(1);
@@ -21,12 +26,15 @@ const DAY: Duration = Duration::from_secs(86_400);
 impl Config {
     pub(super) fn read(from: &mut Reader<'_>) -> Self {
         let cloudevents = CloudEvents::read(from);
+        let (amqp_tls, database_tls) = Tls::read_both(from);
         Self {
             database_url: from.database_url("RELAY_DATABASE_URL"),
-            amqp_urls: from.broker_urls("RELAY_AMQP_URL"),
+            amqp_urls: from.broker_urls("RELAY_AMQP_URL", &amqp_tls),
             amqp_exchange: from.short_text("RELAY_AMQP_EXCHANGE"),
             amqp_connect_timeout: from.duration("RELAY_AMQP_CONNECT_TIMEOUT", MS..=10 * MINUTE),
+            amqp_tls,
             database_timeout: from.duration("RELAY_DATABASE_TIMEOUT", MS..=HOUR),
+            database_tls,
             outbox: Outbox::read(from, cloudevents.as_ref()),
             cloudevents,
             ordering: Ordering::read(from),
@@ -35,12 +43,15 @@ impl Config {
             lease_ttl: from.duration("RELAY_LEASE_TTL", 2 * SECOND..=HOUR),
             poll: Poll::read(from),
             publish: Publish::read(from),
+            message: MessageSettings::read(from),
             retry: Retry::read(from),
             shutdown: Shutdown {
                 grace: from.duration("RELAY_SHUTDOWN_GRACE", MS..=HOUR),
                 drain: from.boolean("RELAY_SHUTDOWN_DRAIN"),
             },
             admin_listen: read_listen(from, "RELAY_ADMIN_LISTEN"),
+            admin_token: from.token("RELAY_ADMIN_TOKEN"),
+            admin_identity: Identity::read(from, "RELAY_ADMIN_TLS_CERT_FILE", "RELAY_ADMIN_TLS_KEY_FILE"),
             log: from.parsed("RELAY_LOG", String::new(), parse::log_directives),
             log_format: LogFormat::read(from),
             in_force: from.in_force(),
@@ -135,6 +146,59 @@ impl Publish {
             max_message_bytes: from.bytes("RELAY_MESSAGE_MAX_BYTES", (1, "1B"), (128 << 20, "128MiB")),
         }
     }
+}
+
+impl MessageSettings {
+    fn read(from: &mut Reader<'_>) -> Self {
+        let coding = from.choice(
+            "RELAY_MESSAGE_COMPRESSION",
+            None,
+            &[
+                ("none", None),
+                ("gzip", Some(Coding::Gzip)),
+                ("zstd", Some(Coding::Zstd)),
+            ],
+        );
+        let min_bytes = from.bytes("RELAY_MESSAGE_COMPRESSION_MIN_BYTES", (1, "1B"), (128 << 20, "128MiB"));
+        let own_headers = OwnHeaders {
+            dedup: from.optional("RELAY_AMQP_DEDUP_HEADER", own_header),
+            repeat: from.optional(REPEAT, own_header),
+        };
+        if own_headers.dedup.is_some() && own_headers.dedup == own_headers.repeat {
+            from.problem(
+                REPEAT,
+                "is the header of RELAY_AMQP_DEDUP_HEADER; take another".to_owned(),
+            );
+        }
+        Self {
+            compression: coding.map(|coding| Compression { coding, min_bytes }),
+            allowed_headers: from
+                .optional("RELAY_MESSAGE_ALLOW_HEADERS", allowed_headers)
+                .unwrap_or_default(),
+            own_headers,
+        }
+    }
+}
+
+fn own_header(text: &str) -> Result<String, String> {
+    no_url(text)?;
+    match reserved(text) {
+        Some(reason) => Err(format!("is a reserved header: {reason}")),
+        None if text.len() > 255 => Err("must be at most 255 bytes long".to_owned()),
+        None => Ok(text.to_owned()),
+    }
+}
+
+fn allowed_headers(text: &str) -> Result<Vec<String>, String> {
+    no_url(text)?;
+    let names = text.split(',').map(str::trim).map(|name| match reserved(name) {
+        Some(_) => Ok(name.to_owned()),
+        None => Err(format!(
+            "must be names of reserved headers, separated by commas; others need no leave, and one {}",
+            shown(name)
+        )),
+    });
+    names.collect()
 }
 
 impl Retry {

@@ -1,6 +1,8 @@
 //! Values that are never shown, and what may be shown of a URL.
 
-use std::fmt;
+use std::{fmt, path::Path, sync::Arc};
+
+use super::{sources::read_secret, tls::Tls};
 
 /// Schemes a database URL may have.
 pub(super) const DATABASE_SCHEMES: &[&str] = &["postgres", "postgresql", "mysql", "mariadb", "sqlite"];
@@ -10,17 +12,41 @@ pub(super) const BROKER_SCHEMES: &[&str] = &["amqp", "amqps"];
 
 /// A text that may hold a password: `Debug` and `Display` print `***`.
 #[derive(Clone, Default, PartialEq, Eq)]
-pub struct Secret(String);
+pub struct Secret {
+    value: String,
+    /// Where it was read.
+    file: Option<Arc<Path>>,
+}
 
 impl Secret {
     /// Hides `value` from every log and error from here on.
     pub fn new(value: impl Into<String>) -> Self {
-        Self(value.into())
+        Self {
+            value: value.into(),
+            file: None,
+        }
     }
 
-    /// The value itself, for the one place that connects with it.
+    /// Says where the value was read, and can be read again.
+    pub(super) fn read_in(self, file: Option<Arc<Path>>) -> Self {
+        Self { file, ..self }
+    }
+
+    /// The value as it was when the relay started, for the one place that connects with it.
     pub fn expose(&self) -> &str {
-        &self.0
+        &self.value
+    }
+
+    /// As it stands in its file now; one that came from no file stays as it is.
+    ///
+    /// # Errors
+    /// When the file cannot be read or is empty: the text names the file, and quotes nothing of it.
+    pub fn now(&self) -> Result<Self, String> {
+        let Some(file) = &self.file else {
+            return Ok(self.clone());
+        };
+        let value = read_secret(&file.to_string_lossy())?;
+        Ok(Self::new(value).read_in(self.file.clone()))
     }
 }
 
@@ -107,6 +133,75 @@ fn redacted_query(query: &str) -> String {
         _ => "***".to_owned(),
     });
     pairs.collect::<Vec<_>>().join("&")
+}
+
+/// The URLs of brokers, separated by commas, as far as `tls` lets them be used.
+///
+/// # Errors
+/// A sentence about what is wrong, to follow the variable's name.
+pub(super) fn broker_urls(text: &Secret, tls: &Tls) -> Result<Vec<Secret>, String> {
+    let urls: Vec<_> = text.expose().split(',').map(str::trim).collect();
+    let problem = urls.iter().enumerate().find_map(|(index, url)| {
+        let checked = check_url(url, BROKER_SCHEMES).and_then(|()| tls.allows_broker(url));
+        let problem = checked.err()?;
+        Some(match urls.len() {
+            1 => problem,
+            _ if url.is_empty() => format!("URL {} is empty; remove its comma", index + 1),
+            count => format!(
+                "URL {} of {count} {problem}; commas separate URLs, one in a password is `%2C`",
+                index + 1
+            ),
+        })
+    });
+    match problem {
+        Some(problem) => Err(problem),
+        None => Ok(urls
+            .into_iter()
+            .map(|url| Secret::new(url).read_in(text.file.clone()))
+            .collect()),
+    }
+}
+
+/// The URLs of brokers as they stand in their file now, or as they were given.
+///
+/// # Errors
+/// When the file cannot be read, or holds no URLs that may be used; the text quotes nothing of it.
+pub fn broker_urls_now(urls: &[Secret], tls: &Tls) -> Result<Vec<Secret>, String> {
+    // All come from one text.
+    match urls.first().filter(|url| url.file.is_some()) {
+        Some(url) => broker_urls(&url.now()?, tls).map_err(|problem| format!("RELAY_AMQP_URL_FILE {problem}")),
+        None => Ok(urls.to_vec()),
+    }
+}
+
+/// The URL of the database as it stands in its file now, or as it was given.
+///
+/// # Errors
+/// When the file cannot be read, or holds no URL of the same kind of database; the text quotes nothing of it.
+pub fn database_url_now(url: &Secret) -> Result<Secret, String> {
+    let now = url.now()?;
+    let scheme = |url: &Secret| split_scheme(url.expose()).map(|(scheme, _)| scheme);
+    check_url(now.expose(), DATABASE_SCHEMES).map_err(|problem| format!("RELAY_DATABASE_URL_FILE {problem}"))?;
+    if scheme(&now) != scheme(url) {
+        return Err(
+            "RELAY_DATABASE_URL_FILE names another kind of database than at the start; restart the relay".into(),
+        );
+    }
+    Ok(now)
+}
+
+/// Checks a bearer token without ever quoting it.
+///
+/// # Errors
+/// A sentence about what is wrong, to follow the variable's name.
+pub fn check_token(token: &str) -> Result<(), String> {
+    if !(16..=256).contains(&token.len()) {
+        return Err("must have 16 to 256 characters; `openssl rand -hex 32` makes one".to_owned());
+    }
+    if !token.chars().all(|c| c.is_ascii_graphic()) {
+        return Err("must have letters, digits and signs of ASCII only, as it is sent in a header".to_owned());
+    }
+    Ok(())
 }
 
 /// Checks a URL without ever quoting it.

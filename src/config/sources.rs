@@ -99,6 +99,9 @@ fn resolve(given: &Texts, path: Option<&str>, above: &Texts, findings: &mut Find
             let Some((text, name)) = value_or_file(variable, name, given, findings) else {
                 continue;
             };
+            if let Some(path) = given.get(&name).filter(|_| variable.secret && name.ends_with("_FILE")) {
+                findings.read_from(variable.name, path);
+            }
             match path {
                 Some(path) => findings.origin(variable.name, format!("in the file {path}")),
                 None if name != variable.name => {
@@ -136,7 +139,7 @@ fn value_or_file(variable: &Variable, name: &str, given: &Texts, findings: &mut 
 }
 
 /// The file's content without the newline that editors and `echo` put at its end.
-fn read_secret(path: &str) -> Result<String, String> {
+pub(super) fn read_secret(path: &str) -> Result<String, String> {
     match read_file(path)?.trim_end_matches(['\r', '\n']) {
         "" => Err(format!("the file {path} is empty; write the value into it")),
         text => Ok(text.to_owned()),
@@ -144,7 +147,7 @@ fn read_secret(path: &str) -> Result<String, String> {
 }
 
 /// The file's content, or what to do about the file.
-fn read_file(path: &str) -> Result<String, String> {
+pub(super) fn read_file(path: &str) -> Result<String, String> {
     let looks_secret = path.contains("://") || path.contains(':') && path.contains('@');
     if looks_secret || path.contains('\n') {
         // Someone gave the secret itself: the path must not be quoted.

@@ -28,7 +28,7 @@ fn bad_column(text: &str, error: TableNameError) -> String {
 }
 
 /// Any text would do, and would be shown: a URL that was put into the wrong variable must not be, for its password.
-fn no_url(text: &str) -> Result<(), String> {
+pub(super) fn no_url(text: &str) -> Result<(), String> {
     match text.contains("://") || text.contains('@') {
         true => Err("has `://` or `@`, like a URL that belongs into another variable".to_owned()),
         false => Ok(()),

@@ -67,6 +67,14 @@ const fn without_default(name: &'static str, help: &'static str) -> Variable {
     }
 }
 
+/// A secret that need not be set; `help` is to say that it may be in a file.
+const fn optional_secret(name: &'static str, help: &'static str) -> Variable {
+    Variable {
+        secret: true,
+        ..without_default(name, help)
+    }
+}
+
 const fn required_secret(name: &'static str, alias: &'static str, help: &'static str) -> Variable {
     Variable {
         required: true,
@@ -92,12 +100,43 @@ pub const VARIABLES: &[Variable] = &[
         "RELAY_AMQP_EXCHANGE",
         "exchange of rows that name none, at most 255 bytes; empty: the default exchange",
     ),
+    without_default(
+        "RELAY_AMQP_DEDUP_HEADER",
+        "header with the `message_id`, for a broker that drops duplicates by it: `x-deduplication-header`",
+    ),
     optional(
         "RELAY_AMQP_CONNECT_TIMEOUT",
         "10s",
         "bound of one attempt to connect to the broker, 1ms to 10m",
     ),
+    without_default(
+        "RELAY_AMQP_CA_FILE",
+        "PEM file of the authorities that may sign the broker's certificate, in place of the system's; this and the next ones are the paths of files, read again for each connection",
+    ),
+    without_default(
+        "RELAY_AMQP_CLIENT_CERT_FILE",
+        "PEM file of the certificate shown to the broker, with its intermediates",
+    ),
+    without_default("RELAY_AMQP_CLIENT_KEY_FILE", "PEM file of its key, not encrypted"),
+    without_default(
+        "RELAY_AMQP_SERVER_NAME",
+        "name that the broker's certificate must have, where it is not the host of the URL",
+    ),
     optional("RELAY_DATABASE_TIMEOUT", "30s", "bound of each statement, 1ms to 1h"),
+    without_default(
+        "RELAY_DATABASE_CA_FILE",
+        "PEM file of the authorities that may sign the database server's certificate; with it the server must have one for its host name",
+    ),
+    without_default(
+        "RELAY_DATABASE_CLIENT_CERT_FILE",
+        "PEM file of the certificate shown to the database server, with its intermediates",
+    ),
+    without_default("RELAY_DATABASE_CLIENT_KEY_FILE", "PEM file of its key, not encrypted"),
+    optional(
+        "RELAY_REQUIRE_TLS",
+        "false",
+        "`true`: no connection without TLS to broker or database, but on the loopback and through unix sockets",
+    ),
     optional(
         "RELAY_OUTBOX_TABLE",
         "outbox",
@@ -252,6 +291,24 @@ pub const VARIABLES: &[Variable] = &[
         "a larger body is a dead letter, 1B to 128MiB",
     ),
     optional(
+        "RELAY_MESSAGE_COMPRESSION",
+        "none",
+        "`gzip` or `zstd` compresses bodies, and sets `content_encoding`; rows that set one are left as they are",
+    ),
+    optional(
+        "RELAY_MESSAGE_COMPRESSION_MIN_BYTES",
+        "4KiB",
+        "smaller bodies are not compressed, 1B to 128MiB",
+    ),
+    without_default(
+        "RELAY_MESSAGE_ALLOW_HEADERS",
+        "reserved headers that rows may have all the same, comma-separated: `CC,BCC`",
+    ),
+    without_default(
+        "RELAY_MESSAGE_REPEAT_HEADER",
+        "boolean header that is `false` where a message was surely not published before: `outbox-repeat`",
+    ),
+    optional(
         "RELAY_RETRY_MIN_DELAY",
         "1s",
         "first backoff of a refused message, 1ms to 1d, with full jitter",
@@ -281,6 +338,15 @@ pub const VARIABLES: &[Variable] = &[
         "0.0.0.0:9464",
         "address and port of metrics and health, `127.0.0.1:9464` or `[::]:9464`",
     ),
+    optional_secret(
+        "RELAY_ADMIN_TOKEN",
+        "bearer token, 16 to 256 characters, for endpoints that change something; also `RELAY_ADMIN_TOKEN_FILE`, a file that holds it",
+    ),
+    without_default(
+        "RELAY_ADMIN_TLS_CERT_FILE",
+        "PEM file of the certificate that the endpoints are served with, over TLS only; read again when it changes",
+    ),
+    without_default("RELAY_ADMIN_TLS_KEY_FILE", "PEM file of its key, not encrypted"),
     optional(
         "RELAY_LOG",
         "info",

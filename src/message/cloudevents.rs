@@ -6,14 +6,15 @@
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeMap;
 use std::time::{Duration, UNIX_EPOCH};
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use serde::de::IgnoredAny;
-use serde_json::{Map, Value};
+use serde_json::Value;
 
-use super::{Invalid, Message, MessageRules, check_headers_size, type_name};
+use super::{HeaderValue, Headers, Invalid, Message, MessageRules, headers};
 use crate::config::{CloudEvents, ContentMode, bad_attribute, bad_attribute_name};
 
 /// What a content type begins with where the message is an event in a format of its own.
@@ -40,19 +41,19 @@ pub(super) fn event(
         return Ok(message);
     }
     let mut attributes = attributes(&mut message, events)?;
-    attributes.insert("specversion".to_owned(), "1.0".into());
-    attributes.insert("id".to_owned(), message.message_id.as_str().into());
+    attributes.insert("specversion".to_owned(), Attribute::text("1.0"));
+    attributes.insert("id".to_owned(), Attribute::text(message.message_id.as_str()));
     if let Some(since) = created_at {
         let time = humantime::format_rfc3339_micros(UNIX_EPOCH + since);
-        attributes.insert("time".to_owned(), time.to_string().into());
+        attributes.insert("time".to_owned(), Attribute::Text(time.to_string()));
     }
     match events.mode {
         ContentMode::Binary => {
             let headers = attributes
                 .into_iter()
-                .map(|(name, value)| (format!("{}{name}", events.prefix), value));
+                .map(|(name, value)| (format!("{}{name}", events.prefix), value.header()));
             message.headers.extend(headers);
-            check_headers_size(&message.headers)?;
+            headers::check_size(&message.headers)?;
         }
         ContentMode::Structured => {
             message.body = structured(attributes, &message)?;
@@ -63,12 +64,44 @@ pub(super) fn event(
     Ok(message)
 }
 
+/// The value of an attribute: CloudEvents' other types are strings in both modes.
+enum Attribute {
+    Text(String),
+    Boolean(bool),
+    /// CloudEvents' integers have 32 bits.
+    Integer(i32),
+}
+
+type Attributes = BTreeMap<String, Attribute>;
+
+impl Attribute {
+    fn text(text: &str) -> Self {
+        Self::Text(text.to_owned())
+    }
+
+    fn header(self) -> HeaderValue {
+        match self {
+            Self::Text(text) => HeaderValue::Text(text),
+            Self::Boolean(value) => HeaderValue::Boolean(value),
+            Self::Integer(number) => HeaderValue::Integer(number.into()),
+        }
+    }
+
+    fn json(self) -> Value {
+        match self {
+            Self::Text(text) => text.into(),
+            Self::Boolean(value) => value.into(),
+            Self::Integer(number) => number.into(),
+        }
+    }
+}
+
 /// Those that are given, out of the headers and the configuration, all of them with values that can be.
-fn attributes(message: &mut Message, events: &CloudEvents) -> Result<Map<String, Value>, Invalid> {
-    let mut attributes = Map::new();
+fn attributes(message: &mut Message, events: &CloudEvents) -> Result<Attributes, Invalid> {
+    let mut given = Headers::new();
     for attribute in &events.attributes {
-        if let Some(text) = attribute.constant() {
-            attributes.insert(attribute.name.clone(), text.into());
+        if let Some(constant) = attribute.constant() {
+            given.insert(attribute.name.clone(), HeaderValue::Text(constant.to_owned()));
         }
     }
     // The column, unless something is said of it.
@@ -76,17 +109,19 @@ fn attributes(message: &mut Message, events: &CloudEvents) -> Result<Map<String,
         &message.kind,
         events.attributes.iter().any(|attribute| attribute.name == "type"),
     ) {
-        attributes.insert("type".to_owned(), kind.as_str().into());
+        given.insert("type".to_owned(), HeaderValue::Text(kind.clone()));
     }
     message.headers.retain(|header, value| {
         let name = header.strip_prefix(events.prefix);
-        if let (Some(name), false) = (name, value.is_null()) {
-            attributes.insert(name.to_owned(), value.take());
+        if let (Some(name), true) = (name, *value != HeaderValue::Null) {
+            given.insert(name.to_owned(), value.clone());
         }
         name.is_none()
     });
-    for (name, value) in &attributes {
-        check(name, value, events)?;
+    let mut attributes = Attributes::new();
+    for (name, value) in given {
+        let value = attribute(&name, value, events)?;
+        attributes.insert(name, value);
     }
     if let Some(problem) = bad_attribute("id", message.message_id.as_str()) {
         return Err(Invalid(format!("message_id, the id of the CloudEvent, {problem}")));
@@ -102,7 +137,7 @@ fn attributes(message: &mut Message, events: &CloudEvents) -> Result<Map<String,
     Ok(attributes)
 }
 
-fn check(name: &str, value: &Value, events: &CloudEvents) -> Result<(), Invalid> {
+fn attribute(name: &str, value: HeaderValue, events: &CloudEvents) -> Result<Attribute, Invalid> {
     let bad = |problem: &str| {
         let advice = advice(name, events);
         Err(Invalid(format!("CloudEvents attribute {name:?} {problem}: {advice}")))
@@ -115,19 +150,36 @@ fn check(name: &str, value: &Value, events: &CloudEvents) -> Result<(), Invalid>
     }
     let is_core = ["source", "type", "subject", "dataschema"].contains(&name);
     match value {
-        Value::String(text) => match bad_attribute(name, text) {
+        HeaderValue::Text(text) => match bad_attribute(name, &text) {
             Some(problem) => bad(&problem),
-            None => Ok(()),
+            None => Ok(Attribute::Text(text)),
         },
-        _ if is_core => bad(&format!("must be a string, it is {}", type_name(value))),
-        Value::Bool(_) => Ok(()),
-        // CloudEvents' integers have 32 bits.
-        Value::Number(number) if number.as_i64().is_some_and(|n| i32::try_from(n).is_ok()) => Ok(()),
-        Value::Number(_) => bad("is no whole number of 32 bits: write it as a string"),
-        _ => bad(&format!(
+        other if is_core => bad(&format!("must be a string, it is {}", type_name(&other))),
+        HeaderValue::Boolean(value) => Ok(Attribute::Boolean(value)),
+        HeaderValue::Integer(number) => match number.try_into() {
+            Ok(number) => Ok(Attribute::Integer(number)),
+            Err(_) => bad(NO_INTEGER),
+        },
+        HeaderValue::Double(_) => bad(NO_INTEGER),
+        other => bad(&format!(
             "must be a string, a boolean or a number, it is {}",
-            type_name(value)
+            type_name(&other)
         )),
+    }
+}
+
+const NO_INTEGER: &str = "is no whole number of 32 bits: write it as a string";
+
+fn type_name(value: &HeaderValue) -> &'static str {
+    match value {
+        HeaderValue::Null => "null",
+        HeaderValue::Boolean(_) => "a boolean",
+        HeaderValue::Integer(_) | HeaderValue::Double(_) => "a number",
+        HeaderValue::Text(_) => "a string",
+        HeaderValue::Timestamp(_) => "a timestamp",
+        HeaderValue::Decimal { .. } => "a decimal",
+        HeaderValue::Array(_) => "an array",
+        HeaderValue::Table(_) => "an object",
     }
 }
 
@@ -146,7 +198,7 @@ fn advice(name: &str, events: &CloudEvents) -> String {
 }
 
 /// The event in the JSON format: the attributes, and then the data as it is.
-fn structured(mut attributes: Map<String, Value>, message: &Message) -> Result<Vec<u8>, Invalid> {
+fn structured(mut attributes: Attributes, message: &Message) -> Result<Vec<u8>, Invalid> {
     if message.properties.content_encoding.is_some() {
         return Err(Invalid(
             "property content_encoding is set, which an event in the JSON format cannot say of its data: publish it with \
@@ -156,9 +208,10 @@ fn structured(mut attributes: Map<String, Value>, message: &Message) -> Result<V
     }
     let (content_type, data) = (&message.content_type, &message.body);
     if !content_type.is_empty() {
-        attributes.insert("datacontenttype".to_owned(), content_type.as_str().into());
+        attributes.insert("datacontenttype".to_owned(), Attribute::text(content_type));
     }
-    let mut body = Value::Object(attributes).to_string().into_bytes();
+    let attributes = attributes.into_iter().map(|(name, value)| (name, value.json()));
+    let mut body = Value::Object(attributes.collect()).to_string().into_bytes();
     // The brace comes again at the end.
     body.pop();
     match (Data::of(content_type), std::str::from_utf8(data)) {

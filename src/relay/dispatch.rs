@@ -29,7 +29,7 @@ use std::time::Duration;
 
 use crate::broker::Confirmed;
 use crate::config::{OnDeadLetter, Ordering};
-use crate::message::{Invalid, Message, MessageRules, OrderingKey, RowId};
+use crate::message::{Copies, Invalid, Message, MessageRules, OrderingKey, RowId};
 use crate::store::{Failure, Lease, NextStep};
 
 pub use retry::RetryPolicy;
@@ -109,6 +109,7 @@ struct Row {
     attempts: u32,
     /// Refusals in a row that do not count as attempts: nacks and timeouts.
     setbacks: u32,
+    copies: Copies,
     state: State,
     /// Age when it was read, and when that was.
     age: (Duration, Time),

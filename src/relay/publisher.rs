@@ -11,7 +11,7 @@ use tracing::{info, warn};
 
 use crate::broker::{Broker, Connected, Lane, Session};
 use crate::health::Health;
-use crate::message::Message;
+use crate::message::{Compression, Message};
 use crate::metrics::Metrics;
 
 use super::Event;
@@ -32,6 +32,7 @@ pub(super) type Batch = Vec<Arc<Message>>;
 
 pub(super) struct Publisher {
     pub(super) broker: Arc<dyn Broker>,
+    pub(super) compression: Option<Compression>,
     pub(super) metrics: Arc<Metrics>,
     pub(super) health: Arc<Health>,
     pub(super) events: mpsc::Sender<Event>,
@@ -95,6 +96,7 @@ impl Publisher {
             senders.push(sender);
             let task = LaneTask {
                 lane,
+                compression: self.compression,
                 number,
                 generation,
                 metrics: self.metrics.clone(),
@@ -165,6 +167,7 @@ impl Publisher {
 
 struct LaneTask {
     lane: Box<dyn Lane>,
+    compression: Option<Compression>,
     number: usize,
     generation: Generation,
     metrics: Arc<Metrics>,
@@ -175,6 +178,7 @@ struct LaneTask {
 impl LaneTask {
     async fn run(mut self, mut batches: mpsc::Receiver<Batch>) {
         while let Some(batch) = batches.recv().await {
+            let batch = compressed(batch, self.compression).await;
             let start = Instant::now();
             let report = self.lane.publish(&batch).await;
             self.metrics.batch(batch.len(), start.elapsed());
@@ -195,6 +199,18 @@ impl LaneTask {
             }
         }
     }
+}
+
+/// Compresses the messages that want it, on a thread where it holds nobody up.
+async fn compressed(batch: Batch, compression: Option<Compression>) -> Batch {
+    let Some(compression) = compression.filter(|how| batch.iter().any(|message| how.wants(message))) else {
+        return batch;
+    };
+    let plain = batch.clone();
+    // An error would be a panic in there; what was to be compressed is a good message without it.
+    tokio::task::spawn_blocking(move || compression.apply(&plain))
+        .await
+        .unwrap_or(batch)
 }
 
 /// Ends when the relay is to stop.

@@ -123,6 +123,10 @@ pub struct Plan {
     cursor: RowId,
     /// Rows of a head read that wait until the skipped ids have been looked at.
     unproven: Option<Vec<OutboxRow>>,
+    /// A head read has found the end of the table since reading began anew: what comes after it was committed later.
+    found_end: bool,
+    /// That was so before the rows that wait were read.
+    unproven_are_new: bool,
     holes: Holes,
     head_at: Time,
     idle: Duration,
@@ -159,6 +163,8 @@ impl Plan {
             watch_dead_keys,
             cursor: RowId(i64::MIN),
             unproven: None,
+            found_end: false,
+            unproven_are_new: false,
             holes: Holes::default(),
             head_at: Duration::ZERO,
             wanted: false,
@@ -185,6 +191,7 @@ impl Plan {
         if anew {
             // Read again; otherwise these rows are behind the cursor and must not be dropped.
             self.unproven = None;
+            self.found_end = false;
             self.cursor = RowId(i64::MIN);
             self.ask_first = false;
             self.head_at = Duration::ZERO;
@@ -340,8 +347,10 @@ impl Plan {
             (Read::Head { .. } | Read::Scan { .. } | Read::Probe(_) | Read::DeadKeys, _) if round != self.round => {}
             (Read::Head { after, limit, .. }, Answer::Head { rows, whole }) => {
                 let count = rows.len();
-                self.ends_found += u64::from(whole && count < limit as usize);
+                let is_end = whole && count < limit as usize;
+                self.ends_found += u64::from(is_end);
                 self.head_read(after, limit, rows, dispatcher, now);
+                self.found_end |= is_end;
                 return count;
             }
             (Read::Scan { after, to, .. }, Answer::Scan(stubs)) => self.scanned(after, to, stubs, dispatcher, now),
@@ -350,7 +359,7 @@ impl Plan {
                 self.holes.probed(&probe, now);
                 dispatcher.admit_late(&probe.unsent, now);
                 if let Some(rows) = self.unproven.take() {
-                    dispatcher.admit(rows, now);
+                    admit(dispatcher, rows, self.unproven_are_new, now);
                 }
             }
             (Read::Fetch { ids, .. }, Answer::Fetch(rows)) => dispatcher.fetched(&ids, rows, now),
@@ -399,9 +408,10 @@ impl Plan {
             self.holes.observe(after, rows.iter().map(|row| row.id), now);
         }
         if self.holes.is_empty() {
-            dispatcher.admit(rows, now);
+            admit(dispatcher, rows, self.found_end, now);
         } else {
             self.unproven = Some(rows);
+            self.unproven_are_new = self.found_end;
         }
     }
 
@@ -427,5 +437,13 @@ impl Plan {
                 self.dead_keys_due = self.watch_dead_keys;
             }
         }
+    }
+}
+
+fn admit(dispatcher: &mut Dispatcher, rows: Vec<OutboxRow>, are_new: bool, now: Time) {
+    if are_new {
+        dispatcher.admit_unpublished(rows, now);
+    } else {
+        dispatcher.admit(rows, now);
     }
 }

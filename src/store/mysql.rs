@@ -15,7 +15,7 @@ use sqlx::{AssertSqlSafe, Executor as _, Row as _};
 
 use super::leases::{self, Dialect, Take};
 use super::migrate::{Applied, literal};
-use super::pace::{self, Pace, TidyWalk};
+use super::pace::{Pace, TidyWalk};
 use super::purge::{self, PurgeWalk, Window};
 use super::slot::Slot;
 use super::values::{FailureColumns, decode, decode_one, raw, sorted};
@@ -83,7 +83,7 @@ impl MySql {
     /// [`StoreError::Failed`] for a URL that is not understood; the text holds nothing of it.
     pub fn new(url: &Secret, options: StoreOptions) -> Result<Self, StoreError> {
         Ok(Self {
-            connector: Connector::new(url, options.timeout)?,
+            connector: Connector::new(url, &options.tls, options.timeout)?,
             table: options.table.to_string(),
             started: Instant::now(),
             statements: Mutex::default(),
@@ -252,8 +252,11 @@ impl Store for MySql {
 
     async fn head(&self, after: RowId, limit: u32, shares: &Shares) -> Result<Vec<OutboxRow>, StoreError> {
         let statements = self.statements().await?;
-        let read = || self.head_rows(&statements, after, limit, shares);
-        pace::head(limit, read, self.number_rows(&statements)).await
+        let read = self.head_rows(&statements, after, limit, shares);
+        match &statements.number {
+            None => read.await,
+            Some(number) => self.numbering.head(limit, read, self.number_rows(number)).await,
+        }
     }
 
     async fn scan(&self, after: RowId, to: RowId, limit: u32, shares: &Shares) -> Result<Vec<Stub>, StoreError> {

@@ -8,7 +8,6 @@ use tracing::{debug, warn};
 use super::StoreError;
 use super::columns::Column;
 use crate::config::TableName;
-use crate::message::OutboxRow;
 
 /// The rest after a piece of work, in times of what it took.
 const REST: u32 = 4;
@@ -41,8 +40,10 @@ pub(super) struct Pace {
 #[derive(Debug, Default)]
 struct State {
     due: Option<Instant>,
-    /// It was asked for, and has not looked at everything since.
+    /// The last head did not begin with a look that found nothing.
     owed: bool,
+    /// The last head left rows that have numbers: looks can wait for them.
+    more: bool,
     /// The last look in order took too long: until the end is reached, rows are taken as they come.
     hurried: bool,
 }
@@ -55,8 +56,38 @@ impl Pace {
         }
     }
 
+    /// A head read, with a look before it. What the read then shows is all that was committed before the look, whoever
+    /// gave it numbers. Rows that were read are not lost by a look that failed.
+    ///
+    /// # Errors
+    /// Those of `read`; those of `look` where there is nothing to be read.
+    pub(super) async fn head<Row>(
+        &self,
+        limit: u32,
+        read: impl Future<Output = Result<Vec<Row>, StoreError>>,
+        look: impl Future<Output = Result<(), StoreError>>,
+    ) -> Result<Vec<Row>, StoreError> {
+        let more = {
+            let mut state = self.state();
+            state.owed = true;
+            state.more
+        };
+        let looked = if more { Ok(()) } else { look.await };
+        let rows = read.await?;
+        self.state().more = rows.len() >= limit as usize;
+        match looked {
+            Err(error) if rows.is_empty() => Err(error),
+            // The next head that finds nothing tells.
+            Err(error) => {
+                debug!(%error, "rows without a number could not be looked for");
+                Ok(rows)
+            }
+            Ok(()) => Ok(rows),
+        }
+    }
+
     /// Looks, if the last rest is over. `work` is told whether to do without the order, and tells how many rows it numbered;
-    /// `None`: another relay is at it. True: there were some.
+    /// `None`: another relay is at it.
     ///
     /// # Errors
     /// Those of `work`; the rest after it is the same.
@@ -64,25 +95,25 @@ impl Pace {
         &self,
         at_once: i64,
         work: impl AsyncFnOnce(bool) -> Result<Option<u64>, StoreError>,
-    ) -> Result<bool, StoreError> {
+    ) -> Result<(), StoreError> {
         let Some(hurried) = self.begin() else {
-            return Ok(false);
+            return Ok(());
         };
         let begun = Instant::now();
         let numbered = work(hurried).await;
         self.ended(begun.elapsed(), at_once, &numbered);
-        Ok(numbered?.is_some_and(|rows| rows > 0))
+        numbered.map(|_| ())
     }
 
-    /// Whether a look was asked for and put off, or did not succeed.
+    /// Whether the last head may not have shown all that was there when it began: its look was put off, did not succeed, or
+    /// found some rows, so that there may be more.
     pub(super) fn is_owed(&self) -> bool {
         self.state().owed
     }
 
     /// Whether to hurry; `None`: not now.
     fn begin(&self) -> Option<bool> {
-        let mut state = self.state();
-        state.owed = true;
+        let state = self.state();
         let due = state.due.is_none_or(|due| Instant::now() >= due);
         due.then_some(state.hurried)
     }
@@ -120,32 +151,6 @@ impl Pace {
     }
 }
 
-/// A head read: once more where it came to the end, and `look` found rows without a number. Rows that were read are not
-/// lost by what fails behind them.
-pub(super) async fn head<F: Future<Output = Result<Vec<OutboxRow>, StoreError>>>(
-    limit: u32,
-    read: impl Fn() -> F,
-    look: impl Future<Output = Result<bool, StoreError>>,
-) -> Result<Vec<OutboxRow>, StoreError> {
-    let rows = read().await?;
-    if rows.len() >= limit as usize {
-        return Ok(rows);
-    }
-    let more = match look.await {
-        Ok(false) => return Ok(rows),
-        Ok(true) => read().await,
-        Err(error) => Err(error),
-    };
-    match more {
-        // The next read that finds nothing tells.
-        Err(error) if !rows.is_empty() => {
-            debug!(%error, "rows without a number could not be looked for");
-            Ok(rows)
-        }
-        more => more,
-    }
-}
-
 /// A walk through the relay's own tables, a page at a time, again and again.
 #[derive(Debug)]
 pub(super) struct TidyWalk {
@@ -175,6 +180,8 @@ impl TidyWalk {
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
+
     use super::*;
 
     fn ended(pace: &Pace, seconds: u64, numbered: Result<Option<u64>, StoreError>) {
@@ -185,23 +192,54 @@ mod tests {
         Err(StoreError::Unavailable("no answer".to_owned()))
     }
 
-    #[test]
-    fn what_finds_nothing_or_fails_rests_and_is_owed_until_it_succeeds() {
+    /// A head that shows so many rows, of up to two; its look finds `numbered` rows if it takes place.
+    async fn head(pace: &Pace, rows: usize, numbered: Result<Option<u64>, StoreError>) -> bool {
+        let looked = Cell::new(false);
+        let look = pace.look(100, async |_| {
+            looked.set(true);
+            numbered
+        });
+        let shown = pace.head(2, async { Ok(vec![(); rows]) }, look).await;
+        assert_eq!(shown.map_or(0, |shown| shown.len()), rows);
+        looked.get()
+    }
+
+    #[tokio::test]
+    async fn a_head_is_whole_when_a_look_before_it_found_nothing() {
         let pace = Pace::new(Duration::from_secs(60));
         assert!(!pace.is_owed());
-        assert_eq!(pace.begin(), Some(false));
-        ended(&pace, 60, Ok(Some(1)));
-        assert!(pace.is_owed());
-        assert_eq!(pace.begin(), Some(false), "there may be more");
-        ended(&pace, 60, Ok(Some(0)));
+        assert!(head(&pace, 1, Ok(Some(1))).await);
+        assert!(pace.is_owed(), "there may be more");
+        assert!(head(&pace, 1, Ok(Some(0))).await);
         assert!(!pace.is_owed(), "it has seen everything");
-        assert!(pace.begin().is_none() && pace.is_owed(), "it rests");
+        head(&pace, 2, Ok(Some(0))).await;
+        assert!(!head(&pace, 1, Ok(Some(0))).await, "rows with numbers first");
+        assert!(pace.is_owed());
+    }
+
+    #[test]
+    fn what_finds_nothing_or_fails_rests() {
+        for numbered in [Ok(Some(0)), Ok(None), too_late()] {
+            let pace = Pace::new(Duration::from_secs(60));
+            assert_eq!(pace.begin(), Some(false));
+            ended(&pace, 60, numbered);
+            assert!(pace.begin().is_none());
+        }
+        let pace = Pace::new(Duration::from_secs(60));
+        ended(&pace, 60, Ok(Some(1)));
+        assert_eq!(pace.begin(), Some(false), "there may be more");
+    }
+
+    #[tokio::test]
+    async fn a_look_that_fails_loses_no_rows_and_is_owed() {
         for unsuccessful in [Ok(None), too_late()] {
             let pace = Pace::new(Duration::from_secs(60));
-            pace.begin();
-            ended(&pace, 10, unsuccessful);
-            assert!(pace.is_owed() && pace.begin().is_none());
+            assert!(head(&pace, 1, unsuccessful).await);
+            assert!(pace.is_owed());
         }
+        let pace = Pace::new(Duration::from_secs(60));
+        let look = pace.look(100, async |_| too_late());
+        assert!(pace.head(2, async { Ok(Vec::<()>::new()) }, look).await.is_err());
     }
 
     #[test]

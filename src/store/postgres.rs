@@ -13,7 +13,7 @@ use sqlx::{AssertSqlSafe, Executor as _, Postgres as Driver, Row as _};
 
 use super::leases::{self, Dialect, Take};
 use super::migrate::Applied;
-use super::pace::{self, Pace, TidyWalk};
+use super::pace::{Pace, TidyWalk};
 use super::purge::{self, PurgeWalk};
 use super::slot::Slot;
 use super::values::{FailureColumns, decode, decode_one, raw, seconds, sorted, unreadable};
@@ -69,7 +69,7 @@ impl Postgres {
     /// [`StoreError::Failed`] for a URL that is not understood; the text holds nothing of it.
     pub fn new(url: &Secret, options: StoreOptions) -> Result<Self, StoreError> {
         Ok(Self {
-            connector: Connector::new(url, options.timeout)?,
+            connector: Connector::new(url, &options.tls, options.timeout)?,
             table: options.table.to_string(),
             statements: Mutex::default(),
             walk: Mutex::default(),
@@ -239,8 +239,11 @@ impl Store for Postgres {
 
     async fn head(&self, after: RowId, limit: u32, shares: &Shares) -> Result<Vec<OutboxRow>, StoreError> {
         let statements = self.statements().await?;
-        let read = || self.head_rows(&statements, after, limit, shares);
-        pace::head(limit, read, self.number_rows(&statements)).await
+        let read = self.head_rows(&statements, after, limit, shares);
+        match &statements.number {
+            None => read.await,
+            Some(number) => self.numbering.head(limit, read, self.number_rows(number)).await,
+        }
     }
 
     async fn scan(&self, after: RowId, to: RowId, limit: u32, shares: &Shares) -> Result<Vec<Stub>, StoreError> {

@@ -14,7 +14,7 @@ use sqlx::{AssertSqlSafe, Connection as _, Executor as _, Row as _, Sqlite as Dr
 
 use super::leases::{self, Dialect, Take};
 use super::migrate::{Applied, unsent_index};
-use super::pace::{self, Pace, TidyWalk};
+use super::pace::{Pace, TidyWalk};
 use super::purge::{self, PurgeWalk};
 use super::slot::Slot;
 use super::values::{FailureColumns, decode, decode_one, raw, sorted};
@@ -231,8 +231,11 @@ impl Store for Sqlite {
 
     async fn head(&self, after: RowId, limit: u32, shares: &Shares) -> Result<Vec<OutboxRow>, StoreError> {
         let statements = self.statements().await?;
-        let read = || self.head_rows(&statements, after, limit, shares);
-        pace::head(limit, read, self.number_rows(&statements)).await
+        let read = self.head_rows(&statements, after, limit, shares);
+        match &statements.number {
+            None => read.await,
+            Some(number) => self.numbering.head(limit, read, self.number_rows(number)).await,
+        }
     }
 
     async fn scan(&self, after: RowId, to: RowId, limit: u32, shares: &Shares) -> Result<Vec<Stub>, StoreError> {

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use outbox_relay::broker::amqp::{Amqp, AmqpOptions};
 use outbox_relay::broker::{Broker, Lane, Outcome};
-use outbox_relay::config::Secret;
-use outbox_relay::message::{Message, MessageRules, OrderingKey, OutboxRow, Payload, RowId};
+use outbox_relay::config::{Secret, Tls};
+use outbox_relay::message::{Message, MessageRules, OrderingKey, OutboxRow, OwnHeaders, Payload, RowId};
 use uuid::Uuid;
 
 use crate::procfs;
@@ -54,9 +54,11 @@ pub(crate) async fn measure(stage: &Stage, count: usize, window: Window) -> Ceil
     };
     let broker = Amqp::new(AmqpOptions {
         urls: vec![Secret::new(stage.amqp_url.as_str())],
+        tls: Tls::default(),
         connect_timeout: Duration::from_secs(10),
         confirm_timeout: Duration::from_secs(30),
         lanes,
+        own_headers: OwnHeaders::default(),
     });
     let connected = broker.connect().await.expect("the broker is up");
     let next = Arc::new(AtomicUsize::new(0));
@@ -117,7 +119,7 @@ fn message(n: usize) -> Arc<Message> {
         headers: "{}".to_owned(),
         properties: "{}".to_owned(),
         payload: Payload::Loaded(body(n)),
-        created_at: Some(1_700_000_000),
+        created_at: Some(Duration::from_secs(1_700_000_000)),
         age: Duration::ZERO,
         due_in: Duration::ZERO,
         attempts: 0,
@@ -125,6 +127,7 @@ fn message(n: usize) -> Arc<Message> {
     let rules = MessageRules {
         default_exchange: EXCHANGE.to_owned(),
         max_body_bytes: 1 << 20,
+        ..MessageRules::default()
     };
     Arc::new(Message::from_row(row, &rules).expect("a good row"))
 }

@@ -22,7 +22,7 @@ END
 }
 
 # As in tests/run.sh, but for the compiler.
-common=(postgresql pgbouncer rabbitmq-server erlang-base faketime procps)
+common=(postgresql pgbouncer rabbitmq-server erlang-base faketime procps python3 zstd)
 declare -A packages=(
     [trixie]="${common[*]} mariadb-server"
     # The two cannot be installed beside each other: MySQL is had from here, as only unstable has it.

@@ -6,20 +6,22 @@ use std::time::{Duration, Instant};
 
 use outbox_relay::broker::amqp::{Amqp, AmqpOptions};
 use outbox_relay::broker::{BatchReport, Broker, Connected, Doubt, Outcome};
-use outbox_relay::config::Secret;
-use outbox_relay::message::{Message, Properties, RowId};
+use outbox_relay::config::{Secret, Tls};
+use outbox_relay::message::{Copies, Headers, Message, OwnHeaders, Properties, RowId};
 use uuid::Uuid;
 
-use crate::support::{Kind, Proxy, Rabbit, declare, drain_queue, until};
+use crate::support::{Kind, Proxy, Rabbit, declare, drain_queue, exchange, until};
 
 const SECOND: Duration = Duration::from_secs(1);
 
 fn amqp(urls: &[&str], confirm_timeout: Duration) -> Amqp {
     Amqp::new(AmqpOptions {
         urls: urls.iter().map(|url| Secret::new(*url)).collect(),
+        tls: Tls::default(),
         connect_timeout: 3 * SECOND,
         confirm_timeout,
         lanes: 2,
+        own_headers: OwnHeaders::default(),
     })
 }
 
@@ -36,9 +38,10 @@ fn message(row: i64, exchange: &str, routing_key: &str) -> Arc<Message> {
         kind: None,
         content_type: "text/plain".to_owned(),
         timestamp: Some(1),
-        headers: serde_json::Map::new(),
+        headers: Headers::new(),
         properties: Properties::default(),
         body: row.to_string().into_bytes(),
+        copies: Copies::None,
     })
 }
 
@@ -95,6 +98,86 @@ async fn unroutable_messages_are_told_apart_exactly_on_a_quorum_queue() {
 #[tokio::test(flavor = "multi_thread")]
 async fn unroutable_messages_are_told_apart_exactly_on_a_classic_queue() {
     unroutable_are_told_apart(Kind::Classic).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn where_duplicates_are_dropped_only_a_copy_of_unknown_fate_that_comes_back_counts_as_delivered() {
+    let url = Rabbit::shared().await.create_vhost().await;
+    declare(&url, "events", "q", Kind::Quorum, &["good"]).await;
+    let broker = Amqp::new(AmqpOptions {
+        urls: vec![Secret::new(url.as_str())],
+        tls: Tls::default(),
+        connect_timeout: 3 * SECOND,
+        confirm_timeout: 10 * SECOND,
+        lanes: 1,
+        own_headers: OwnHeaders {
+            dedup: Some("x-deduplication-header".to_owned()),
+            repeat: Some("outbox-repeat".to_owned()),
+        },
+    });
+    let mut connected = broker.connect().await.expect("the broker is up");
+    let all = [Copies::None, Copies::Perhaps, Copies::Unknown, Copies::Refused];
+    let batch = |routing_key: &str| -> Vec<Arc<Message>> {
+        let with = |(row, copies): (i64, Copies)| {
+            let mut message = (*message(row, "events", routing_key)).clone();
+            message.copies = copies;
+            Arc::new(message)
+        };
+        (0..).zip(all).map(with).collect()
+    };
+    // A broker that drops a duplicate answers as one that has no queue for it.
+    let dropped = batch("nowhere");
+    for (outcome, copies) in by_row(connected.lanes[0].publish(&dropped).await, &dropped)
+        .iter()
+        .zip(all)
+    {
+        assert_eq!(
+            is_confirmed(outcome),
+            copies == Copies::Unknown,
+            "{copies:?}: {outcome:?}"
+        );
+    }
+    let taken = batch("good");
+    assert!(
+        by_row(connected.lanes[0].publish(&taken).await, &taken)
+            .iter()
+            .all(is_confirmed)
+    );
+    connected.session.close().await;
+    let received = drain_queue(&url, "q").await;
+    for (message, copies) in received.iter().zip(all) {
+        let header = |name: &str| message.headers.inner().get(name).cloned();
+        let repeat = Some(lapin::types::AMQPValue::Boolean(copies != Copies::None));
+        assert_eq!(header("outbox-repeat"), repeat, "{copies:?}");
+        let id = lapin::types::AMQPValue::LongString(message.message_id.as_str().into());
+        assert_eq!(
+            header("x-deduplication-header"),
+            (copies != Copies::Refused).then_some(id),
+            "{copies:?}"
+        );
+    }
+    assert_eq!(received.len(), all.len());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_an_alternate_exchange_routes_is_delivered_and_what_it_cannot_route_comes_back() {
+    let url = Rabbit::shared().await.create_vhost().await;
+    declare(&url, "others", "q", Kind::Classic, &["rare"]).await;
+    exchange(
+        &url,
+        "events",
+        lapin::ExchangeKind::Direct,
+        &[("alternate-exchange", "others")],
+        None,
+    )
+    .await;
+    let mut connected = connect(&url).await;
+    let batch = ["rare", "nowhere"].map(|key| message(if key == "rare" { 0 } else { 1 }, "events", key));
+    let outcomes = by_row(connected.lanes[0].publish(&batch).await, &batch);
+    assert!(is_confirmed(&outcomes[0]), "{outcomes:?}");
+    assert!(matches!(outcomes[1], Outcome::Unroutable(_)), "{outcomes:?}");
+    connected.session.close().await;
+    assert_eq!(drain_queue(&url, "q").await.len(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -338,9 +421,11 @@ async fn a_peer_that_never_answers_costs_the_connect_timeout_and_no_thread() {
     let silent = format!("amqp://guest:hunter2@{}/%2f", listener.local_addr().unwrap());
     let broker = Amqp::new(AmqpOptions {
         urls: vec![Secret::new(silent.as_str())],
+        tls: Tls::default(),
         connect_timeout: Duration::from_millis(300),
         confirm_timeout: SECOND,
         lanes: 2,
+        own_headers: OwnHeaders::default(),
     });
     let io_threads = || {
         let tasks = std::fs::read_dir("/proc/self/task").unwrap();

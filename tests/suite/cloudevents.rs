@@ -22,7 +22,7 @@ async fn events(outbox: &Outbox, (format, prefix): (&str, &str), more: &[(&str, 
         .iter()
         .fold(relay, |relay, (name, value)| relay.env(name, value))
         .spawn();
-    let printed = python("read_cloudevents.py", &[&outbox.amqp_url, "q", &count.to_string()]).await;
+    let printed = python::run("read_cloudevents.py", &[&outbox.amqp_url, "q", &count.to_string()]).await;
     let events: Vec<Value> = printed
         .lines()
         .map(|line| serde_json::from_str(line).expect("JSON"))

@@ -42,6 +42,7 @@
 //! | connection budget | `surroundings::a_relay_keeps_…` |
 //! | wrong clock, other time zones | `surroundings::a_relay_with_a_wrong_clock_…` |
 //! | a pooler between relay and database | `surroundings::three_relays_behind_a_pooler_…` |
+//! | TLS downgraded in silence, certificate or password replaced while running | `security::connections::…` |
 //! | a table that refuses the relay's own updates | `faults::a_table_that_takes_no_refusals_…` |
 
 #![allow(clippy::unwrap_used, clippy::expect_used)] // what goes wrong in a test is to be seen
@@ -65,6 +66,8 @@ mod partitioned;
 mod purge;
 mod replicas;
 mod restore;
+mod roundtrip;
+mod security;
 mod stopping;
 mod store;
 mod surroundings;

@@ -199,6 +199,16 @@ impl Database {
         }
     }
 
+    /// Makes `payload` a column for any bytes. SQLite's is one already.
+    pub(crate) async fn take_any_body(&self) {
+        let alter = match self {
+            Self::Postgres(_) => "ALTER TABLE outbox ALTER payload TYPE bytea USING convert_to(payload::text, 'UTF8')",
+            Self::MariaDb(_) => "ALTER TABLE outbox MODIFY payload longblob NOT NULL",
+            Self::Sqlite(_) => return,
+        };
+        self.run(alter).await;
+    }
+
     /// A time from now, as SQL.
     pub(crate) fn in_seconds(&self, seconds: i64) -> String {
         match self {

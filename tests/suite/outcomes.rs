@@ -1,7 +1,7 @@
 //! What each outcome does: dead letters are exactly the rows that deserve it, and cost the others nothing.
 
 use crate::outbox::{Database, Outbox, SECOND, judge, session};
-use crate::support::{Consumer, Kind, Rabbit, declare, drain_queue, numbers, until};
+use crate::support::{Consumer, Kind, Rabbit, Received, declare, drain_queue, numbers, until};
 use sqlx::Executor;
 
 async fn exactly_the_unroutable_become_dead_letters(outbox: Outbox, kind: Kind) {
@@ -291,4 +291,26 @@ async fn a_delayed_row_waits_and_later_rows_of_its_key_wait_for_it() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_delayed_row_waits_and_later_rows_of_its_key_wait_for_it_on_mariadb() {
     a_delayed_row_waits(Outbox::on_mariadb().await).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_header_tells_what_was_surely_not_published_before_from_the_rest() {
+    let outbox = Outbox::on_postgres().await;
+    // Another relay may have published these before it died.
+    outbox.insert(0, 100, 10).await;
+    let _relay = outbox
+        .relay()
+        .env("RELAY_MESSAGE_REPEAT_HEADER", "outbox-repeat")
+        .spawn();
+    let consumer = Consumer::start(&outbox.amqp_url, "q");
+    consumer.wait_for(|received| received.len() == 100, 30 * SECOND).await;
+    outbox.insert(100, 100, 10).await;
+    let received = consumer.wait_for(|received| received.len() == 200, 30 * SECOND).await;
+    let may_repeat = |message: &Received| message.headers.inner()["outbox-repeat"].as_bool();
+    assert!(received[..100].iter().all(|message| may_repeat(message) == Some(true)));
+    // Those that a probe or a sweep found first could be repetitions for all that is known.
+    let surely_first = received[100..]
+        .iter()
+        .filter(|message| may_repeat(message) == Some(false));
+    assert!(surely_first.count() >= 50, "{received:?}");
 }

@@ -70,6 +70,33 @@ pub async fn declare(url: &str, exchange: &str, queue: &str, kind: Kind, routing
         .unwrap_or_else(|e| panic!("declare {exchange:?} -> {queue:?}: {e}"));
 }
 
+/// Declares a durable exchange with arguments, and binds the queue to it without a routing key.
+pub async fn exchange(url: &str, name: &str, kind: ExchangeKind, arguments: &[(&str, &str)], queue: Option<&str>) {
+    let work = async {
+        let connection = connect(url).await?;
+        let channel = connection.create_channel().await?;
+        let durable = ExchangeDeclareOptions {
+            durable: true,
+            ..Default::default()
+        };
+        let mut table = FieldTable::default();
+        for (name, value) in arguments {
+            table.insert((*name).into(), AMQPValue::LongString((*value).into()));
+        }
+        channel.exchange_declare(name.into(), kind, durable, table).await?;
+        if let Some(queue) = queue {
+            let options = QueueBindOptions::default();
+            let binding = channel.queue_bind(queue.into(), name.into(), "".into(), options, FieldTable::default());
+            binding.await?;
+        }
+        connection.close(200, "done".into()).await
+    };
+    tokio::time::timeout(STEP, work)
+        .await
+        .expect("the broker answers")
+        .unwrap_or_else(|e| panic!("declare {name:?}: {e}"));
+}
+
 /// Takes the binding away: messages with this routing key become unroutable.
 pub async fn unbind(url: &str, exchange: &str, queue: &str, routing_key: &str) {
     let work = async {

@@ -7,6 +7,7 @@
 #![allow(dead_code, unused_imports, unreachable_pub, missing_docs)]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::disallowed_methods)]
 
+mod authority;
 mod consumer;
 mod guard;
 mod http;
@@ -15,19 +16,19 @@ mod pgbouncer;
 mod postgres;
 mod process;
 mod proxy;
-mod python;
+pub mod python;
 mod rabbit;
 mod relay;
 
 use std::time::{Duration, Instant};
 
-pub use consumer::{Consumer, Kind, PREFETCH, Received, arrivals, declare, drain_queue, unbind};
-pub use guard::free_port;
+pub use authority::{Authority, Pair, replace};
+pub use consumer::{Consumer, Kind, PREFETCH, Received, arrivals, declare, drain_queue, exchange, unbind};
+pub use guard::{User, free_port};
 pub use mariadb::{MariaDb, Product, numbers};
 pub use pgbouncer::PgBouncer;
 pub use postgres::Postgres;
 pub use proxy::Proxy;
-pub use python::python;
 pub use rabbit::Rabbit;
 pub use relay::{Relay, RelayCommand};
 

@@ -1,61 +1,45 @@
-//! Consumers in Python: other libraries than the relay's at the other end of the broker.
+//! Programs in Python, with what `tests/run.sh` got from PyPI.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
-use tokio::process::Command;
-use tokio::sync::OnceCell;
+use tokio::process::{Child, Command};
 
-const REQUIREMENTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/suite/requirements.txt");
+/// For a program that ends by itself.
+const RUN: Duration = Duration::from_secs(60);
 
-/// The packages come over the network, once.
-const SET_UP: Duration = Duration::from_secs(300);
-const STEP: Duration = Duration::from_secs(60);
-
-static VENV: OnceCell<PathBuf> = OnceCell::const_new();
-
-/// Runs a script of `tests/suite` to its end; what it printed.
-pub async fn python(script: &str, arguments: &[&str]) -> String {
-    let venv = VENV.get_or_init(venv).await;
-    let path = format!("{}/tests/suite/{script}", env!("CARGO_MANIFEST_DIR"));
-    let mut command = Command::new(venv.join("bin/python"));
-    run(command.arg(path).args(arguments), STEP).await
+/// Starts `tests/python/<program>` with its standard output piped; it is killed when it is dropped.
+pub fn start(program: &str, arguments: &[&str]) -> Child {
+    let program = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/python").join(program);
+    Command::new("python3")
+        .arg(program)
+        .args(arguments)
+        .env("PYTHONPATH", packages())
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .expect("python3 is installed: see ./tests/run.sh --install-only")
 }
 
-/// A virtual environment in the folder of the build, made anew when the requirements change.
-async fn venv() -> PathBuf {
-    let folder = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("python");
-    let noted = folder.join("installed.txt");
-    let wanted = std::fs::read_to_string(REQUIREMENTS).expect("it is there");
-    if std::fs::read_to_string(&noted).ok().as_ref() != Some(&wanted) {
-        run(
-            Command::new("python3").args(["-m", "venv", "--clear"]).arg(&folder),
-            SET_UP,
-        )
-        .await;
-        let mut pip = Command::new(folder.join("bin/python"));
-        pip.args([
-            "-m",
-            "pip",
-            "install",
-            "--quiet",
-            "--disable-pip-version-check",
-            "--requirement",
-            REQUIREMENTS,
-        ]);
-        run(&mut pip, SET_UP).await;
-        std::fs::write(&noted, wanted).expect("can be written");
-    }
-    folder
-}
-
-async fn run(command: &mut Command, bound: Duration) -> String {
-    let child = command.stdin(Stdio::null()).kill_on_drop(true).output();
-    let output = tokio::time::timeout(bound, child).await;
-    let output = output.unwrap_or_else(|_| panic!("not within {bound:?}: {command:?}"));
-    let output = output.unwrap_or_else(|error| panic!("{command:?}: {error}"));
-    let error = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{command:?}: {error}");
+/// Runs `tests/python/<program>` to its end; what it printed.
+pub async fn run(program: &str, arguments: &[&str]) -> String {
+    let ended = tokio::time::timeout(RUN, start(program, arguments).wait_with_output()).await;
+    let output = ended.unwrap_or_else(|_| panic!("{program} does not end within {RUN:?}"));
+    let output = output.unwrap_or_else(|error| panic!("{program}: {error}"));
+    assert!(output.status.success(), "{program}: {}", output.status);
     String::from_utf8(output.stdout).expect("UTF-8")
+}
+
+/// Where the packages are; any version of Python can use them.
+fn packages() -> PathBuf {
+    let target = Path::new(env!("CARGO_TARGET_TMPDIR"))
+        .parent()
+        .expect("the target folder");
+    let libraries = std::fs::read_dir(target.join("tests-python/lib")).into_iter().flatten();
+    let mut folders = libraries.filter_map(|version| Some(version.ok()?.path().join("site-packages")));
+    folders
+        .find(|folder| folder.join("pika").is_dir())
+        .expect("pika is needed: run ./tests/run.sh --install-only")
 }

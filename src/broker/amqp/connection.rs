@@ -10,14 +10,15 @@ use async_trait::async_trait;
 use futures_util::{FutureExt, Stream, StreamExt};
 use lapin::options::{ConfirmSelectOptions, ExchangeDeclareOptions};
 use lapin::protocol::AMQPErrorKind;
-use lapin::tcp::{AsyncTcpStream, OwnedTLSConfig};
+use lapin::tcp::{AsyncTcpStream, RustlsConnector};
 use lapin::types::FieldTable;
 use lapin::uri::{AMQPScheme, AMQPUri};
 use lapin::{Channel, ConnectionProperties, ErrorKind, Event, ExchangeKind};
 use tokio::net::TcpStream;
 
 use crate::broker::{BrokerError, Session};
-use crate::config::{Secret, redacted_url};
+use crate::config::{Secret, Tls, redacted_url};
+use crate::tls;
 
 use super::properties::short;
 
@@ -26,6 +27,9 @@ const HEARTBEAT: u16 = 10;
 
 /// Bytes. Always asked for: a server that answers "no limit" makes lapin reserve that much memory.
 const FRAME_MAX: u32 = 131_072;
+
+/// The broker's code for a login that it refuses.
+const ACCESS_REFUSED: u16 = 403;
 
 /// How long close-ok is waited for. lapin cannot send a close while the broker is blocked, so there must be a bound.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -76,31 +80,35 @@ impl Connection {
     ///
     /// # Errors
     /// When that is refused or takes longer than `timeout`; the text holds no credentials.
-    pub(super) async fn open(url: &Secret, timeout: Duration) -> Result<Self, BrokerError> {
+    pub(super) async fn open(url: &Secret, tls: &Tls, timeout: Duration) -> Result<Self, BrokerError> {
         let address = redacted_url(url.expose());
         let fail = |what: &str| BrokerError(format!("{address}: {what}"));
         // The parser's own error would quote the URL, password included.
         let mut uri: AMQPUri = url.expose().parse().map_err(|_| fail("not a valid AMQP URL"))?;
         uri.query.heartbeat.get_or_insert(HEARTBEAT);
         uri.query.frame_max = Some(FRAME_MAX);
-        match tokio::time::timeout(timeout, Self::handshake(uri, address.clone())).await {
+        let certificate = tls.identity.is_some();
+        match tokio::time::timeout(timeout, Self::handshake(uri, tls, address.clone())).await {
             Ok(Ok(connection)) => Ok(connection),
-            Ok(Err(error)) => Err(fail(&error.to_string())),
+            Ok(Err(error)) => Err(fail(&error.explain(certificate))),
             Err(_elapsed) => Err(fail(&format!("no answer within {timeout:?}"))),
         }
     }
 
-    async fn handshake(uri: AMQPUri, address: String) -> std::io::Result<Self> {
+    async fn handshake(uri: AMQPUri, tls: &Tls, address: String) -> Result<Self, Failure> {
         let stream = TcpStream::connect((uri.authority.host.as_str(), uri.authority.port)).await?;
         stream.set_nodelay(true)?;
         let stream = stream.into_std()?;
         let socket = Socket(stream.try_clone()?);
         let stream = AsyncTcpStream::Plain(TcpStream::from_std(stream)?.compat());
-        let stream = match uri.scheme {
-            AMQPScheme::AMQP => stream,
-            AMQPScheme::AMQPS => {
-                let host = uri.authority.host.clone();
-                stream.into_tls(&host, OwnedTLSConfig::default().as_ref()).await?
+        let secured = uri.scheme == AMQPScheme::AMQPS;
+        let stream = match secured {
+            false => stream,
+            true => {
+                let host = &uri.authority.host;
+                let name = tls.server_name.as_ref().unwrap_or(host);
+                let client = client(tls.clone()).await?;
+                stream.into_rustls(&RustlsConnector::from(client), name).await?
             }
         };
         // lapin asks for the stream once, as it never reconnects by itself.
@@ -116,7 +124,7 @@ impl Connection {
             ConnectionProperties::default().with_connection_name("outbox-relay".into()),
         )
         .await
-        .map_err(std::io::Error::other)?;
+        .map_err(|error| Failure::Login { error, secured })?;
         let events: Events = Box::pin(lapin.events_listener());
         Ok(Self(Arc::new(Inner {
             lapin,
@@ -234,6 +242,58 @@ impl Session for Connection {
         }
         self.kill();
     }
+}
+
+/// Why there is no connection.
+enum Failure {
+    /// Files that cannot be used.
+    Files(String),
+    Stream(std::io::Error),
+    Login {
+        error: lapin::Error,
+        secured: bool,
+    },
+}
+
+impl From<std::io::Error> for Failure {
+    fn from(error: std::io::Error) -> Self {
+        Self::Stream(error)
+    }
+}
+
+impl Failure {
+    /// For a person, with what to do. `certificate`: the relay has one to show.
+    fn explain(&self, certificate: bool) -> String {
+        match self {
+            Self::Files(text) => text.clone(),
+            Self::Stream(error) => tls::explain(error, &tls::BROKER).unwrap_or_else(|| error.to_string()),
+            Self::Login { error, secured } => {
+                if let Some(text) = tls::explain(error, &tls::BROKER) {
+                    return text;
+                }
+                match error.kind() {
+                    ErrorKind::ProtocolError(error) if error.get_id() == ACCESS_REFUSED => format!(
+                        "{}: look at user and password in RELAY_AMQP_URL (or its file), and at the user's permissions",
+                        error.get_message()
+                    ),
+                    // With TLS 1.3 a server finds a certificate missing after the client's handshake; whether its word
+                    // of it arrives before the end of the connection is chance.
+                    ErrorKind::IOError(_) if *secured && !certificate => format!(
+                        "{error}: if the broker asks for a client certificate, set {}",
+                        tls::BROKER.certificate
+                    ),
+                    _ => error.to_string(),
+                }
+            }
+        }
+    }
+}
+
+/// The system's authorities are some hundred files.
+async fn client(tls: Tls) -> Result<rustls::ClientConfig, Failure> {
+    let made = tokio::task::spawn_blocking(move || tls::client(&tls)).await;
+    made.map_err(|error| Failure::Files(error.to_string()))?
+        .map_err(Failure::Files)
 }
 
 /// The code and text of an error that closed only the channel.

@@ -15,8 +15,9 @@ use lapin::options::BasicPublishOptions;
 use lapin::{Channel, Confirmation, PublisherConfirm};
 
 use crate::broker::{BatchReport, Confirmed, Doubt, Lane, Outcome, Session};
-use crate::message::{Message, RowId};
+use crate::message::{Copies, Message, OwnHeaders, RowId};
 
+use super::AmqpOptions;
 use super::connection::{Connection, ExchangeCheck, soft_error};
 use super::properties::{properties, short};
 
@@ -39,6 +40,7 @@ pub(super) struct AmqpLane {
     connection: Connection,
     channel: Channel,
     confirm_timeout: Duration,
+    own_headers: OwnHeaders,
 }
 
 /// What publishing a group of messages led to.
@@ -62,11 +64,12 @@ enum End {
 }
 
 impl AmqpLane {
-    pub(super) async fn open(connection: Connection, confirm_timeout: Duration) -> lapin::Result<Self> {
+    pub(super) async fn open(connection: Connection, options: &AmqpOptions) -> lapin::Result<Self> {
         Ok(Self {
             channel: connection.channel().await?,
             connection,
-            confirm_timeout,
+            confirm_timeout: options.confirm_timeout,
+            own_headers: options.own_headers.clone(),
         })
     }
 
@@ -109,12 +112,12 @@ impl AmqpLane {
     /// Publishes `group` in order and waits for its confirms.
     async fn attempt(&self, group: Group) -> Attempt {
         let mut answers = Vec::with_capacity(group.len());
-        let publishing = publish_all(&self.channel, &group, &mut answers);
+        let publishing = publish_all(&self.channel, &group, &self.own_headers, &mut answers);
         let timed_out = self.within_timeout(publishing).await.is_none();
         let answers: Vec<_> = answers.into_iter().map(Answer::now).collect();
         let end = self.end(&answers, timed_out);
         let complete = matches!(end, End::Complete);
-        let (settled, unsettled) = judge(group, answers, complete);
+        let (settled, unsettled) = judge(group, answers, complete, self.own_headers.dedup.is_some());
         Attempt {
             settled,
             unsettled,
@@ -350,14 +353,14 @@ impl From<lapin::Result<Confirmation>> for Heard {
 
 /// Fills `answers` in the order of `group`, as far as it comes. The publishes are polled together and in order: lapin
 /// then writes many to the socket at once, instead of one system call each.
-async fn publish_all(channel: &Channel, group: &[Arc<Message>], answers: &mut Vec<Answer>) {
+async fn publish_all(channel: &Channel, group: &[Arc<Message>], own_headers: &OwnHeaders, answers: &mut Vec<Answer>) {
     let sends = group.iter().map(|message| {
         channel.basic_publish(
             short(&message.exchange),
             short(&message.routing_key),
             MANDATORY,
             &message.body,
-            properties(message),
+            properties(message, own_headers),
         )
     });
     for sent in join_all(sends).await {
@@ -375,7 +378,9 @@ async fn publish_all(channel: &Channel, group: &[Arc<Message>], answers: &mut Ve
 
 /// Separates the messages whose fate is certain. In an incomplete batch a return may not have been attached to any
 /// confirm yet; then only a confirm that came without any return is plainly an ack.
-fn judge(group: Group, answers: Vec<Heard>, complete: bool) -> (Vec<(RowId, Outcome)>, Group) {
+///
+/// A broker that drops duplicates (`dedup`) routes them nowhere, so that they come back like unroutable ones.
+fn judge(group: Group, answers: Vec<Heard>, complete: bool, dedup: bool) -> (Vec<(RowId, Outcome)>, Group) {
     let attached = answers.iter().filter_map(|heard| heard.returned.as_deref());
     let returned: HashMap<_, _> = attached.map(|r| (r.message_id.clone(), r.text.clone())).collect();
     let mut settled = Vec::with_capacity(group.len());
@@ -388,14 +393,10 @@ fn judge(group: Group, answers: Vec<Heard>, complete: bool) -> (Vec<(RowId, Outc
             returned.get(message.message_id.as_str())
         };
         let outcome = match (answers.next(), unroutable) {
+            (_, Some(_)) if dedup && message.copies == Copies::Unknown => confirmed(message.row),
             (_, Some(text)) => Outcome::Unroutable(text.clone()),
-            (Some(heard), None) if matches!(heard.verdict, Verdict::Ack) && (complete || heard.returned.is_none()) =>
-            {
-                #[expect(
-                    clippy::disallowed_methods,
-                    reason = "this is the confirm of this message, and it was not returned"
-                )]
-                Outcome::Confirmed(Confirmed::attest(message.row))
+            (Some(heard), None) if matches!(heard.verdict, Verdict::Ack) && (complete || heard.returned.is_none()) => {
+                confirmed(message.row)
             }
             (Some(heard), None) if matches!(heard.verdict, Verdict::Nack) => Outcome::Nacked,
             _ => {
@@ -406,6 +407,12 @@ fn judge(group: Group, answers: Vec<Heard>, complete: bool) -> (Vec<(RowId, Outc
         settled.push((message.row, outcome));
     }
     (settled, unsettled)
+}
+
+/// What the broker confirmed: this very message without returning it, or, where it drops duplicates, an earlier copy.
+#[expect(clippy::disallowed_methods, reason = "this is where confirms are told from returns")]
+fn confirmed(row: RowId) -> Outcome {
+    Outcome::Confirmed(Confirmed::attest(row))
 }
 
 fn by_exchange(messages: Group) -> Vec<Group> {

@@ -55,8 +55,7 @@ fn assert_unseen(result: &Result<Loaded, ConfigErrors>, context: &str) {
 fn no_variable_however_wrong_is_quoted_when_it_may_hold_a_secret() {
     for url in marked_urls() {
         for variable in VARIABLES.iter().filter(|variable| variable.secret) {
-            let alias = variable.alias.unwrap();
-            for name in [variable.name, alias] {
+            for name in [Some(variable.name), variable.alias].into_iter().flatten() {
                 assert_unseen(&load_these(&[(name, &url)]), name);
                 let (_file, path) = file_with(&url);
                 assert_unseen(&load_these(&[(&format!("{name}_FILE"), &path)]), name);

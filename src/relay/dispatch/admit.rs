@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::config::{OnDeadLetter, Ordering};
-use crate::message::{self, Message, OrderingKey, OutboxRow, Payload, RowId};
+use crate::message::{self, Copies, Message, OrderingKey, OutboxRow, Payload, RowId};
 use crate::store::Stub;
 
 use super::{Content, Dispatcher, Row, State, Time, Turn, rests};
@@ -62,9 +62,19 @@ impl Dispatcher {
 
     /// Takes in rows as read; those that their key cannot use yet stay in the table, and known ones change nothing.
     pub fn admit(&mut self, rows: Vec<OutboxRow>, now: Time) {
+        self.admit_with(rows, Copies::Perhaps, now);
+    }
+
+    /// The same for rows that were committed while this relay owned their shares: nobody else has published them, and
+    /// it has not seen them before.
+    pub fn admit_unpublished(&mut self, rows: Vec<OutboxRow>, now: Time) {
+        self.admit_with(rows, Copies::None, now);
+    }
+
+    fn admit_with(&mut self, rows: Vec<OutboxRow>, copies: Copies, now: Time) {
         for row in rows {
             if !self.rows.contains_key(&row.id) {
-                self.admit_new(row, now);
+                self.admit_new(row, copies, now);
             }
         }
     }
@@ -185,7 +195,7 @@ impl Dispatcher {
         }
     }
 
-    fn admit_new(&mut self, row: OutboxRow, now: Time) {
+    fn admit_new(&mut self, row: OutboxRow, copies: Copies, now: Time) {
         self.keys.crowded(self.is_crowded());
         let share = self.share(row.id, row.ordering_key.as_ref());
         let key = self.ordered(row.ordering_key.as_ref());
@@ -198,12 +208,9 @@ impl Dispatcher {
         let (id, due_in, attempts, age) = (row.id, row.due_in, row.attempts, row.age);
         let size = row.payload.size();
         let content = self.content(row);
-        self.insert(
-            id,
-            Row::new(key, share, content, size, attempts, (age, now)),
-            due_in,
-            now,
-        );
+        let mut row = Row::new(key, share, content, size, attempts, (age, now));
+        row.copies = if attempts > 0 { Copies::Refused } else { copies };
+        self.insert(id, row, due_in, now);
     }
 
     fn insert(&mut self, id: RowId, mut row: Row, due_in: Duration, now: Time) {
@@ -252,6 +259,9 @@ impl Dispatcher {
         let Some(row) = self.rows.get_mut(&id) else { return };
         row.size = size;
         row.attempts = row.attempts.max(attempts);
+        if attempts > 0 {
+            row.copies = Copies::Refused;
+        }
         row.age = (age, now);
         // There was no room for it this time: it stays in the line.
         if matches!(content, Content::Left) {
@@ -299,6 +309,7 @@ impl Row {
             size,
             attempts,
             setbacks: 0,
+            copies: Copies::Perhaps,
             state: State::Waiting,
             age,
         }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use crate::broker::{Confirmed, Doubt, Outcome};
 use crate::config::OnDeadLetter;
-use crate::message::{Message, MessageId, RowId};
+use crate::message::{Copies, Message, MessageId, RowId};
 use crate::store::{Failure, NextStep};
 
 use super::{Content, Dispatcher, Generation, Notice, State, Time, Turn, rests};
@@ -105,7 +105,7 @@ impl Dispatcher {
         let Some(row) = self.rows.get_mut(&id).filter(|row| row.state == State::Waiting) else {
             return Taken::Nothing;
         };
-        match &row.content {
+        match &mut row.content {
             Content::Ready(message) => {
                 if !ids.insert(message.message_id.clone()) {
                     if let Some(key) = key {
@@ -113,6 +113,10 @@ impl Dispatcher {
                         return Taken::Twin(Turn::Key(key));
                     }
                     return Taken::Twin(Turn::Row(id));
+                }
+                if message.copies != row.copies {
+                    // A copy only where a lane that has just reported still holds it.
+                    Arc::make_mut(message).copies = row.copies;
                 }
                 let message = message.clone();
                 row.state = State::InFlight(generation);
@@ -146,6 +150,10 @@ impl Dispatcher {
             return;
         };
         row.state = State::Waiting;
+        row.copies = match outcome {
+            Outcome::Unknown(_) if row.copies != Copies::Refused => Copies::Unknown,
+            _ => Copies::Refused,
+        };
         let (key, share) = (row.key.clone(), row.share);
         self.in_flight -= 1;
         if let Some(key) = &key {

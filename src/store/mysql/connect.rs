@@ -2,12 +2,13 @@
 
 use std::time::Duration;
 
-use sqlx::mysql::{MySqlConnectOptions, MySqlConnection};
+use sqlx::mysql::{MySqlConnectOptions, MySqlConnection, MySqlSslMode};
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection};
 
 use super::error::classify;
-use crate::config::Secret;
+use crate::config::{Secret, Tls, database_url_now};
 use crate::store::StoreError;
+use crate::store::secure::{Given, must_verify, pems};
 use crate::store::url::readable;
 
 /// What may stand in a URL's query: the driver knows more, but character set, time zone and mode are the relay's.
@@ -30,7 +31,9 @@ const SQL_MODE: &str = "ANSI_QUOTES,NO_BACKSLASH_ESCAPES,STRICT_TRANS_TABLES,NO_
 /// Opens connections.
 #[derive(Debug)]
 pub(super) struct Connector {
-    options: MySqlConnectOptions,
+    /// Read again for each connection, where it came from a file.
+    url: Secret,
+    tls: Tls,
     database: String,
     /// The server's bounds of a statement and of its waits for locks.
     bounds: String,
@@ -38,27 +41,35 @@ pub(super) struct Connector {
 
 impl Connector {
     /// Reads the URL; `timeout` is the bound of a call.
-    pub(super) fn new(url: &Secret, timeout: Duration) -> Result<Self, StoreError> {
-        let url = readable(url, |key| PARAMETERS.contains(&key))?;
-        let options = MySqlConnectOptions::from_url(&url)
-            // Its text quotes the value.
-            .map_err(|_| StoreError::Failed("the database URL has a parameter with a value not understood".to_owned()))?
-            // All of this is set by one statement, see `connect`.
-            .pipes_as_concat(false)
-            .no_engine_substitution(false)
-            .timezone(None)
-            .set_names(false)
-            .disable_statement_logging();
+    pub(super) fn new(url: &Secret, tls: &Tls, timeout: Duration) -> Result<Self, StoreError> {
+        let (options, _) = parse(url, tls)?;
         let Some(database) = options.get_database().map(str::to_owned) else {
             return Err(StoreError::Failed(
                 "the database URL names no database: mysql://user@host/database".to_owned(),
             ));
         };
         Ok(Self {
-            options,
+            url: url.clone(),
+            tls: tls.clone(),
             database,
             bounds: bounds(timeout),
         })
+    }
+
+    /// As URL and certificates are now.
+    fn options(&self) -> Result<MySqlConnectOptions, StoreError> {
+        let url = database_url_now(&self.url).map_err(StoreError::Unavailable)?;
+        let (mut options, verified) = parse(&url, &self.tls)?;
+        let pems = pems(&self.tls, verified)?;
+        if let Some(authorities) = pems.authorities {
+            options = options.ssl_ca_from_pem(authorities);
+        }
+        if let Some((certificate, key)) = pems.identity {
+            options = options
+                .ssl_client_cert_from_pem(certificate)
+                .ssl_client_key_from_pem(key);
+        }
+        Ok(options)
     }
 
     /// The database that the URL names.
@@ -84,13 +95,40 @@ impl Connector {
              SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED;
              SET autocommit = 1, time_zone = '+00:00', sql_mode = '{SQL_MODE}'{bounds}"
         );
+        let options = self.options()?;
         let connected = async {
-            let mut connection = MySqlConnection::connect_with(&self.options).await?;
+            let mut connection = MySqlConnection::connect_with(&options).await?;
             sqlx::raw_sql(AssertSqlSafe(session)).execute(&mut connection).await?;
             Ok(connection)
         };
         connected.await.map_err(|error: sqlx::Error| classify(&error).error)
     }
+}
+
+/// The driver's options, and whether the relay makes them verify the server.
+fn parse(url: &Secret, tls: &Tls) -> Result<(MySqlConnectOptions, bool), StoreError> {
+    let url = readable(url, |key| PARAMETERS.contains(&key))?;
+    let options = MySqlConnectOptions::from_url(&url)
+        // Its text quotes the value.
+        .map_err(|_| StoreError::Failed("the database URL has a parameter with a value not understood".to_owned()))?
+        // All of this is set by one statement, see `Connector::open`.
+        .pipes_as_concat(false)
+        .no_engine_substitution(false)
+        .timezone(None)
+        .set_names(false)
+        .disable_statement_logging();
+    let mode = options.get_ssl_mode();
+    let given = Given {
+        weak: matches!(mode, MySqlSslMode::Disabled | MySqlSslMode::Preferred),
+        blind: matches!(mode, MySqlSslMode::Required),
+        written: url.query_pairs().any(|(key, _)| key == "sslmode" || key == "ssl-mode"),
+        host: options.get_socket().is_none().then(|| options.get_host()),
+    };
+    let verified = must_verify(tls, &given)?;
+    Ok(match verified {
+        true => (options.ssl_mode(MySqlSslMode::VerifyIdentity), true),
+        false => (options, false),
+    })
 }
 
 /// The server gives up first: then the connection lives on, and no forgotten statement waits on the server for its lock.
@@ -112,7 +150,7 @@ mod tests {
 
     #[test]
     fn a_url_without_a_database_is_refused_without_quoting_it() {
-        let url = |text: &str| Connector::new(&Secret::new(text), Duration::from_secs(1));
+        let url = |text: &str| Connector::new(&Secret::new(text), &Tls::default(), Duration::from_secs(1));
         assert_eq!(url("mysql://u:pw@h/app").expect("a URL").database(), "app");
         for text in ["mysql://u:s3cr3t@h", "mysql://u:s3cr3t@h/?ssl-mode=s3cr3t"] {
             let error = url(text).expect_err("no good").to_string();

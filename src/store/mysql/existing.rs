@@ -7,7 +7,7 @@ use sqlx::{Connection as _, Executor as _, Row as _};
 use tracing::warn;
 
 use super::error::is_locked;
-use super::statements::{self, Statements};
+use super::statements::{self, Numbering, Statements};
 use super::{MySql, Statement, inspect, list, lock, rows, source};
 use crate::store::columns::{error_chars, explain};
 use crate::store::layout::{Layout, headers};
@@ -126,11 +126,8 @@ impl MySql {
         Ok(())
     }
 
-    /// Numbers rows that have none yet; true: there were some.
-    pub(super) async fn number_rows(&self, statements: &Statements) -> Result<bool, StoreError> {
-        let Some(number) = &statements.number else {
-            return Ok(false);
-        };
+    /// Numbers rows that have none yet.
+    pub(super) async fn number_rows(&self, number: &Numbering) -> Result<(), StoreError> {
         let work = async |hurried: bool| {
             let sql = if hurried {
                 &number.as_they_come

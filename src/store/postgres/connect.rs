@@ -3,13 +3,14 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use sqlx::postgres::{PgConnectOptions, PgConnection};
+use sqlx::postgres::{PgConnectOptions, PgConnection, PgSslMode};
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Row as _};
 use tracing::info;
 
 use super::error::{STARTUP_REFUSED, classify};
-use crate::config::Secret;
+use crate::config::{Secret, Tls, database_url_now};
 use crate::store::StoreError;
+use crate::store::secure::{Given, must_verify, pems};
 use crate::store::url::readable;
 
 const APPLICATION_NAME: &str = "outbox-relay";
@@ -42,7 +43,9 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(1);
 /// Opens connections.
 #[derive(Debug)]
 pub(super) struct Connector {
-    options: PgConnectOptions,
+    /// Read again for each connection, where it came from a file.
+    url: Secret,
+    tls: Tls,
     statement_timeout: Duration,
     /// A pooler is between, or may be: see [`Connector::begin`].
     pooled: AtomicBool,
@@ -50,23 +53,15 @@ pub(super) struct Connector {
 
 impl Connector {
     /// Reads the URL; `timeout` is the bound of a call.
-    pub(super) fn new(url: &Secret, timeout: Duration) -> Result<Self, StoreError> {
-        let url = readable(url, |key| PARAMETERS.contains(&key) || key.starts_with("options["))?;
+    pub(super) fn new(url: &Secret, tls: &Tls, timeout: Duration) -> Result<Self, StoreError> {
+        parse(url, tls)?;
         // Whoever turns the statement cache off in the URL has a pooler.
-        let pooled = url
+        let pooled = readable(url, is_known)?
             .query_pairs()
             .any(|(key, value)| key == "statement-cache-capacity" && value == "0");
-        let mut options = PgConnectOptions::from_url(&url)
-            // Its text quotes the value.
-            .map_err(|_| StoreError::Failed("the database URL has a parameter with a value not understood".to_owned()))?
-            // Poolers refuse it at the start of a connection, and only floats as text would need it.
-            .extra_float_digits(None)
-            .disable_statement_logging();
-        if !url.query_pairs().any(|(key, _)| key == "application_name") {
-            options = options.application_name(APPLICATION_NAME);
-        }
         Ok(Self {
-            options,
+            url: url.clone(),
+            tls: tls.clone(),
             // The server gives up first: then the connection lives on, and no forgotten query waits for its lock on
             // the server until the connections run out.
             statement_timeout: timeout.mul_f64(0.9).max(Duration::from_millis(1)),
@@ -88,7 +83,7 @@ impl Connector {
             return self.connect_unbounded().await;
         }
         let bound = self.statement_timeout.as_millis().to_string();
-        let options = self.options.clone().options([("statement_timeout", &bound)]);
+        let options = self.options()?.options([("statement_timeout", &bound)]);
         let opened = async {
             let mut connection = options.connect().await?;
             let asked = "SELECT setting FROM pg_settings WHERE name = 'statement_timeout'";
@@ -154,15 +149,58 @@ impl Connector {
         )
     }
 
-    /// For a connection that others open.
-    pub(super) fn plain(&self) -> PgConnectOptions {
-        self.options.clone()
+    /// As URL and certificates are now.
+    pub(super) fn options(&self) -> Result<PgConnectOptions, StoreError> {
+        let url = database_url_now(&self.url).map_err(StoreError::Unavailable)?;
+        let (mut options, verified) = parse(&url, &self.tls)?;
+        let pems = pems(&self.tls, verified)?;
+        if let Some(authorities) = pems.authorities {
+            options = options.ssl_root_cert_from_pem(authorities);
+        }
+        if let Some((certificate, key)) = pems.identity {
+            options = options
+                .ssl_client_cert_from_pem(certificate)
+                .ssl_client_key_from_pem(key);
+        }
+        Ok(options)
     }
 
     /// A connection for migrations, which take the time they take.
     pub(super) async fn connect_unbounded(&self) -> Result<PgConnection, StoreError> {
-        PgConnection::connect_with(&self.options)
+        PgConnection::connect_with(&self.options()?)
             .await
             .map_err(|error| classify(&error).error)
     }
+}
+
+fn is_known(key: &str) -> bool {
+    PARAMETERS.contains(&key) || key.starts_with("options[")
+}
+
+/// The driver's options, and whether the relay makes them verify the server.
+fn parse(url: &Secret, tls: &Tls) -> Result<(PgConnectOptions, bool), StoreError> {
+    let url = readable(url, is_known)?;
+    let written = |names: &[&str]| url.query_pairs().any(|(key, _)| names.contains(&&*key));
+    let mut options = PgConnectOptions::from_url(&url)
+        // Its text quotes the value.
+        .map_err(|_| StoreError::Failed("the database URL has a parameter with a value not understood".to_owned()))?
+        // Poolers refuse it at the start of a connection, and only floats as text would need it.
+        .extra_float_digits(None)
+        .disable_statement_logging();
+    if !written(&["application_name"]) {
+        options = options.application_name(APPLICATION_NAME);
+    }
+    let mode = options.get_ssl_mode();
+    let socket = options.get_socket().is_some() || options.get_host().starts_with('/');
+    let given = Given {
+        weak: matches!(mode, PgSslMode::Disable | PgSslMode::Allow | PgSslMode::Prefer),
+        blind: matches!(mode, PgSslMode::Require),
+        written: written(&["sslmode", "ssl-mode"]),
+        host: (!socket).then(|| options.get_host()),
+    };
+    let verified = must_verify(tls, &given)?;
+    if verified {
+        options = options.ssl_mode(PgSslMode::VerifyFull);
+    }
+    Ok((options, verified))
 }

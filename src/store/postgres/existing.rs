@@ -5,7 +5,7 @@ use std::sync::PoisonError;
 use sqlx::Row as _;
 
 use super::source;
-use super::statements::Statements;
+use super::statements::{Numbering, Statements};
 use super::{Postgres, inspect};
 use crate::store::columns::explain;
 use crate::store::pace::{NUMBERED_AT_ONCE, TidyWalk, warn_of_numbers};
@@ -74,11 +74,8 @@ impl Postgres {
         }
     }
 
-    /// Numbers rows that have none yet; true: there were some.
-    pub(super) async fn number_rows(&self, statements: &Statements) -> Result<bool, StoreError> {
-        let Some(number) = &statements.number else {
-            return Ok(false);
-        };
+    /// Numbers rows that have none yet.
+    pub(super) async fn number_rows(&self, number: &Numbering) -> Result<(), StoreError> {
         let work = async |hurried: bool| {
             let query = match hurried {
                 true => self.query(&number.as_they_come),

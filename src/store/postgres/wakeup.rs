@@ -61,7 +61,7 @@ pub(super) async fn listen(connector: &Connector, oid: i64, bound: Duration) -> 
         // One connection, and no other when it is lost: the lock would be lost with it.
         let pool = PgPoolOptions::new()
             .max_connections(1)
-            .connect_lazy_with(connector.plain());
+            .connect_lazy_with(connector.options()?);
         let mut listener = PgListener::connect_with(&pool).await.map_err(explain)?;
         listener.eager_reconnect(false);
         let mut ear = Ear {

@@ -2,7 +2,7 @@
 
 use sqlx::Row as _;
 
-use super::statements::{self, Statements};
+use super::statements::{self, Numbering, Statements};
 use super::{MAX_WRITE, Sqlite, inspect, lock, source};
 use crate::config::OnSent;
 use crate::store::StoreError;
@@ -47,11 +47,8 @@ impl Sqlite {
         Ok(statements)
     }
 
-    /// Numbers rows that have none yet; true: there were some. Only to write their numbers takes the one lock there is.
-    pub(super) async fn number_rows(&self, statements: &Statements) -> Result<bool, StoreError> {
-        let Some(number) = &statements.number else {
-            return Ok(false);
-        };
+    /// Numbers rows that have none yet. Only to write their numbers takes the one lock there is.
+    pub(super) async fn number_rows(&self, number: &Numbering) -> Result<(), StoreError> {
         let work = async |hurried: bool| {
             let look = if hurried {
                 &number.as_they_come

@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use sqlx::Row as _;
 use sqlx::sqlite::SqliteRow;
 
-use super::rows::{bytes, message_id, number, text};
+use super::rows::{bytes, message_id, number, text, to_the_millisecond};
 use super::statements::{NOW, Statements, due, epoch, target_listed};
 use super::{MAX_WRITE, Sqlite, Statement, decode, decode_one, lease_dialect, list};
 use crate::message::RowId;
@@ -209,7 +209,7 @@ impl Operator for Sqlite {
             .bind(filter.newer_than.map(seconds))
             .bind(i64::from(limit));
         decode(&self.rows(&self.housekeeping, query).await?, |row| {
-            let created = values::epoch(row.double(12)?);
+            let created = values::epoch(row.double(12)?.map(to_the_millisecond));
             let id = message_id(row, &format!("{}:{}:{created}", self.table, row.number(0)?))?;
             dead_letter(row, Some(id))
         })

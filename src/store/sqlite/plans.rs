@@ -40,6 +40,7 @@ async fn numbers_are_looked_up_and_not_walked_over() {
         table: "outboxevent".parse().expect("a name"),
         on_sent: OnSent::Delete,
         timeout: std::time::Duration::from_secs(5),
+        tls: config::Tls::default(),
         mapping: config.expect("good variables").config.outbox.mapping,
     };
     let mut connection = open(&file).await;

@@ -13,7 +13,7 @@ use crate::store::{BACKLOG_CAP, Backlog, Stub};
 /// A row of a page.
 pub(super) fn outbox_row(row: &SqliteRow, table: &str) -> Result<OutboxRow, sqlx::Error> {
     let id: i64 = row.try_get(0)?;
-    let created: Option<f64> = number(row, 9)?;
+    let created = number(row, 9)?.map(to_the_millisecond);
     // A row without a time of its own is as old as the epoch only on paper.
     let age = if created.is_some() { number(row, 10)? } else { None };
     Ok(OutboxRow {
@@ -27,11 +27,16 @@ pub(super) fn outbox_row(row: &SqliteRow, table: &str) -> Result<OutboxRow, sqlx
         headers: with_headers(text(row, 7)?, header_columns(row, 15)?),
         properties: text(row, 8)?.unwrap_or_else(|| "{}".to_owned()),
         payload: payload(row)?,
-        created_at: since_1970(created.map(|seconds| (seconds * 1e3).round() / 1e3)),
+        created_at: since_1970(created),
         age: span(age),
         due_in: span(number(row, 11)?),
         attempts: attempts(row.try_get(12)?),
     })
+}
+
+/// Dates are days with a fraction to SQLite, milliseconds at best: they come out some microseconds off.
+pub(super) fn to_the_millisecond(seconds: f64) -> f64 {
+    (seconds * 1e3).round() / 1e3
 }
 
 /// A UUID as its 16 bytes, or any text that is not empty.

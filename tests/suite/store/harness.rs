@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use outbox_relay::broker::Confirmed;
-use outbox_relay::config::{Mapping, OnSent, Secret};
+use outbox_relay::config::{Mapping, OnSent, Secret, Tls};
 use outbox_relay::message::{OutboxRow, Payload, RowId};
 use outbox_relay::store::{self, Failure, Holder, NextStep, Operator, Shares, Store, StoreOptions};
 
@@ -113,6 +113,7 @@ pub(crate) fn options(table: &str, on_sent: OnSent) -> StoreOptions {
         table: table.parse().expect("a table name"),
         on_sent,
         timeout: Duration::from_secs(5),
+        tls: Tls::default(),
         mapping: Mapping::default(),
     }
 }

@@ -6,7 +6,7 @@ use uuid::Uuid;
 
 use crate::broker::{Confirmed, Doubt, Outcome};
 use crate::config::{OnDeadLetter, Ordering};
-use crate::message::{MessageRules, OrderingKey, OutboxRow, Payload, RowId};
+use crate::message::{Copies, MessageRules, OrderingKey, OutboxRow, Payload, RowId};
 use crate::relay::dispatch::{Dispatcher, RetryPolicy, Settings, Time};
 use crate::store::{Lease, NextStep, Stub};
 
@@ -25,7 +25,7 @@ pub(super) fn settings(ordering: Ordering) -> Settings {
         rules: MessageRules {
             default_exchange: String::new(),
             max_body_bytes: 100,
-            cloudevents: None,
+            ..MessageRules::default()
         },
         partitions: 1,
         lanes: 2,
@@ -309,4 +309,37 @@ fn after_a_stop_nothing_begins_its_way_and_what_is_in_flight_is_settled() {
     let marks = dispatcher.take_marks();
     dispatcher.marked(&marks);
     assert!(dispatcher.is_settled());
+}
+
+#[test]
+fn what_is_known_of_earlier_copies_goes_with_every_message() {
+    let mut dispatcher = connected(settings(Ordering::Strict));
+    let mut refused_before = row(3, "c");
+    refused_before.attempts = 1;
+    dispatcher.admit(vec![row(1, "a")], NOW);
+    dispatcher.admit_unpublished(vec![row(2, "b"), refused_before, row(4, "d")], NOW);
+    let copies = |dispatcher: &mut Dispatcher| -> Vec<_> {
+        let batch = dispatcher.next_batch(0);
+        batch.iter().map(|message| (message.row.0, message.copies)).collect()
+    };
+    let first = [
+        (1, Copies::Perhaps),
+        (2, Copies::None),
+        (3, Copies::Refused),
+        (4, Copies::None),
+    ];
+    assert_eq!(copies(&mut dispatcher), first);
+    dispatcher.outcome(1, RowId(4), Outcome::Nacked, NOW);
+    dispatcher.paused();
+    dispatcher.retired(1, NOW);
+    dispatcher.connected(2);
+    // A copy that was refused once stays one, whatever became of the next.
+    let mut again = copies(&mut dispatcher);
+    again.sort_by_key(|(row, _)| *row);
+    assert_eq!(
+        again,
+        [(1, Copies::Unknown), (2, Copies::Unknown), (3, Copies::Refused)]
+    );
+    bring(&mut dispatcher, row(4, "d"), LATER);
+    assert_eq!(copies(&mut dispatcher), [(4, Copies::Refused)]);
 }

@@ -167,7 +167,7 @@ fn settings(ordering: Ordering, rng: &mut fastrand::Rng) -> Settings {
         rules: MessageRules {
             default_exchange: String::new(),
             max_body_bytes: MAX_BODY,
-            cloudevents: None,
+            ..MessageRules::default()
         },
         partitions: 1,
         lanes: rng.usize(1..=4).min(in_flight),

@@ -1,0 +1,122 @@
+//! How far a database server must prove who it is: the same for every driver.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+
+use super::StoreError;
+use crate::config::{Tls, is_loopback};
+use crate::tls;
+
+/// What a driver does about TLS by its URL, and where it goes.
+pub(super) struct Given<'a> {
+    /// The URL's mode asks for no encryption, or gives it up when the server has none.
+    pub(super) weak: bool,
+    /// The URL's mode encrypts without a look at the certificate.
+    pub(super) blind: bool,
+    /// The mode is written in the URL.
+    pub(super) written: bool,
+    /// The server's host; `None`: a unix socket.
+    pub(super) host: Option<&'a str>,
+}
+
+/// Whether the server must show a certificate for its host by an authority that is trusted, whatever the driver's default.
+///
+/// # Errors
+/// Where the URL says otherwise: nothing is weakened in silence.
+pub(super) fn must_verify(tls: &Tls, given: &Given<'_>) -> Result<bool, StoreError> {
+    // What goes through a socket does not leave the machine, and servers have no TLS there.
+    let Some(host) = given.host else { return Ok(false) };
+    let by_files = tls.ca_file.is_some() || tls.identity.is_some();
+    if !by_files && (!tls.required || is_loopback(host)) {
+        return Ok(false);
+    }
+    if given.written && (given.weak || given.blind && by_files) {
+        let by = match by_files {
+            true => "RELAY_DATABASE_CA_FILE or RELAY_DATABASE_CLIENT_CERT_FILE is set",
+            false => "RELAY_REQUIRE_TLS is true",
+        };
+        return Err(StoreError::Failed(format!(
+            "the database URL turns off what {by} for: leave its ssl-mode out, which then verifies the server in full"
+        )));
+    }
+    Ok(!given.written || given.weak)
+}
+
+/// PEM texts for a driver, read from their files now.
+pub(super) struct Pems {
+    pub(super) authorities: Option<Vec<u8>>,
+    pub(super) identity: Option<(Vec<u8>, Vec<u8>)>,
+}
+
+/// `verified`: authorities are needed, from the file or else the system's.
+///
+/// # Errors
+/// [`StoreError::Unavailable`] for files that cannot be used: they may be put right.
+pub(super) fn pems(tls: &Tls, verified: bool) -> Result<Pems, StoreError> {
+    let unavailable = StoreError::Unavailable;
+    let authorities = match verified || tls.ca_file.is_some() {
+        true => Some(pem(&tls::authorities(tls).map_err(unavailable)?)),
+        false => None,
+    };
+    let identity = match &tls.identity {
+        Some(identity) => {
+            tls::certified_key(identity).map_err(unavailable)?;
+            let read = |file| tls::read(file).map_err(unavailable);
+            Some((read(&identity.cert_file)?, read(&identity.key_file)?))
+        }
+        None => None,
+    };
+    Ok(Pems { authorities, identity })
+}
+
+fn pem(certificates: &[rustls::pki_types::CertificateDer<'_>]) -> Vec<u8> {
+    let mut roots = rustls::RootCertStore::empty();
+    let mut text = String::new();
+    for certificate in certificates {
+        // One that cannot be read would end the driver's attempt.
+        if roots.add(certificate.clone()).is_ok() {
+            text.push_str("-----BEGIN CERTIFICATE-----\n");
+            text.push_str(&STANDARD.encode(certificate));
+            text.push_str("\n-----END CERTIFICATE-----\n");
+        }
+    }
+    text.into_bytes()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn judged(tls: &Tls, weak: bool, blind: bool, written: bool, host: Option<&str>) -> Option<bool> {
+        let given = Given {
+            weak,
+            blind,
+            written,
+            host,
+        };
+        must_verify(tls, &given).ok()
+    }
+
+    #[test]
+    fn a_connection_is_never_weaker_than_the_variables_ask_for() {
+        let none = Tls::default();
+        let required = Tls {
+            required: true,
+            ..Tls::default()
+        };
+        let by_file = Tls {
+            ca_file: Some("ca.pem".into()),
+            ..Tls::default()
+        };
+        // The driver's own default falls back to plain.
+        assert_eq!(judged(&none, true, false, false, Some("db")), Some(false));
+        assert_eq!(judged(&required, true, false, false, Some("db")), Some(true));
+        assert_eq!(judged(&required, true, false, false, Some("127.0.0.1")), Some(false));
+        assert_eq!(judged(&required, true, false, false, None), Some(false));
+        assert_eq!(judged(&required, true, false, true, Some("db")), None);
+        assert_eq!(judged(&required, false, true, true, Some("db")), Some(false));
+        assert_eq!(judged(&by_file, true, false, false, Some("127.0.0.1")), Some(true));
+        assert_eq!(judged(&by_file, false, true, true, Some("db")), None);
+        assert_eq!(judged(&by_file, false, false, true, Some("db")), Some(false));
+    }
+}

@@ -1,0 +1,205 @@
+//! Connections over TLS: who is not trusted is refused, with what to do about it, and taken once it is mended, without a
+//! restart.
+
+use std::path::Path;
+
+use crate::outbox::{Outbox, SECOND};
+use crate::support::{Authority, Pair, Postgres, Rabbit, User, free_port, replace, until};
+
+/// Makes the shared broker listen with this certificate on one more port, and returns the port.
+async fn listen(rabbit: &Rabbit, folder: &Path, pair: &Pair, more: &str) -> u16 {
+    let port = free_port();
+    let (certificate, key) = pair.write(folder, &format!("broker-{port}"));
+    rabbit
+        .eval(&format!(
+            "ok = rabbit_networking:start_ssl_listener({{\"127.0.0.1\", {port}}}, \
+             [{{certfile, \"{}\"}}, {{keyfile, \"{}\"}}{more}], 2)",
+            certificate.display(),
+            key.display()
+        ))
+        .await;
+    port
+}
+
+/// The URL of the same virtual host over TLS.
+fn amqps(outbox: &Outbox, host: &str, port: u16) -> String {
+    let (_, vhost) = outbox.amqp_url.rsplit_once('/').unwrap();
+    format!("amqps://guest:guest@{host}:{port}/{vhost}")
+}
+
+#[tokio::test]
+async fn a_broker_that_cannot_be_trusted_is_refused_and_taken_once_mended() {
+    let folder = tempfile::tempdir().unwrap();
+    let (ours, others) = (Authority::new("ours"), Authority::new("others"));
+    let (ca, rabbit) = (folder.path().join("ca.pem"), Rabbit::shared().await);
+    replace(&ca, &ours.pem());
+    let outbox = Outbox::on_postgres().await;
+    let good = listen(
+        rabbit,
+        folder.path(),
+        &ours.server(&["localhost", "broker.example"]),
+        "",
+    )
+    .await;
+    let expired = listen(rabbit, folder.path(), &ours.expired_server(&["localhost"]), "").await;
+    let elsewhere = listen(rabbit, folder.path(), &ours.server(&["broker.example"]), "").await;
+    let foreign = listen(rabbit, folder.path(), &others.server(&["localhost"]), "").await;
+    let client_ca = format!(
+        ", {{cacertfile, \"{}\"}}, {{verify, verify_peer}}, {{fail_if_no_peer_cert, true}}",
+        ca.display()
+    );
+    let strict = listen(rabbit, folder.path(), &ours.server(&["localhost"]), &client_ca).await;
+    let ca_file = ("RELAY_AMQP_CA_FILE", ca.to_str().unwrap());
+
+    for (port, advice) in [
+        (expired, "has expired; renew it"),
+        (elsewhere, "RELAY_AMQP_SERVER_NAME"),
+        (foreign, "set RELAY_AMQP_CA_FILE"),
+        (strict, "RELAY_AMQP_CLIENT_CERT_FILE"),
+    ] {
+        let url = amqps(&outbox, "localhost", port);
+        let (code, out, err) = outbox.command(&["check"], &[("RELAY_AMQP_URL", &url), ca_file]).await;
+        assert!(code == Some(1) && out.contains(advice), "{advice}: {out}{err}");
+        assert!(!out.contains("guest:guest"), "{out}");
+    }
+    let (client, key) = ours.client("relay").write(folder.path(), "client");
+    let named = [
+        (good, ("RELAY_AMQP_SERVER_NAME", "broker.example")),
+        (elsewhere, ("RELAY_AMQP_SERVER_NAME", "broker.example")),
+        (strict, ("RELAY_AMQP_CLIENT_CERT_FILE", client.to_str().unwrap())),
+    ];
+    for (port, variable) in named {
+        let url = amqps(&outbox, "localhost", port);
+        let mut more = vec![("RELAY_AMQP_URL", url.as_str()), ca_file, variable];
+        if port == strict {
+            more.push(("RELAY_AMQP_CLIENT_KEY_FILE", key.to_str().unwrap()));
+        }
+        let (_, out, err) = outbox.command(&["check"], &more).await;
+        assert!(out.contains("logged in"), "{variable:?}: {out}{err}");
+    }
+
+    // A running relay meets the foreign broker first, with a bounded number of attempts; then the file is put right.
+    outbox.insert(1, 20, 3).await;
+    let relay = outbox
+        .relay()
+        .env("RELAY_AMQP_URL", amqps(&outbox, "localhost", foreign))
+        .env(ca_file.0, ca_file.1)
+        .env("RELAY_REQUIRE_TLS", "true")
+        .spawn();
+    let failures = "outbox_relay_broker_connects_total{outcome=\"failure\"}";
+    relay.wait_metric(failures, |count| count >= 3.0, 60 * SECOND).await;
+    assert_eq!(outbox.db.unsent().await, 20);
+    replace(&ca, &others.pem());
+    outbox.wait_all_sent(60 * SECOND).await;
+    let attempts = relay.metric(failures).await.unwrap();
+    assert!(attempts < 100.0, "{attempts} attempts");
+}
+
+#[tokio::test]
+async fn a_database_server_that_cannot_be_trusted_is_refused_and_taken_once_mended() {
+    let folder = tempfile::tempdir().unwrap();
+    if let Some(user) = User::instead_of_root("postgres") {
+        std::os::unix::fs::chown(folder.path(), Some(user.uid), Some(user.gid)).unwrap();
+    }
+    let (ours, others) = (Authority::new("ours"), Authority::new("others"));
+    let ca = folder.path().join("ca.pem");
+    replace(&ca, &ours.pem());
+    let (certificate, key) = ours.expired_server(&["127.0.0.1"]).write(folder.path(), "server");
+    let settings = [
+        "ssl=on".to_owned(),
+        format!("ssl_cert_file={}", certificate.display()),
+        format!("ssl_key_file={}", key.display()),
+    ];
+    let settings: Vec<&str> = settings.iter().map(String::as_str).collect();
+    let postgres = Postgres::start_with(&settings).await;
+    let outbox = Outbox::between(&postgres, Rabbit::shared().await).await;
+    // The URL is in a file, so that a new password needs no restart.
+    let url_file = folder.path().join("url");
+    replace(&url_file, &outbox.database_url);
+    let variables = [
+        ("RELAY_DATABASE_URL", ""),
+        ("RELAY_DATABASE_URL_FILE", url_file.to_str().unwrap()),
+        ("RELAY_DATABASE_CA_FILE", ca.to_str().unwrap()),
+    ];
+    let refused = async |advice: &str| {
+        let (code, out, err) = outbox.command(&["check"], &variables).await;
+        assert!(code == Some(1) && out.contains(advice), "{advice}: {out}{err}");
+        assert!(!out.contains("relay-secret"), "{out}");
+    };
+    let serve = async |pair: &Pair| {
+        pair.write(folder.path(), "server");
+        outbox.db.run("SELECT pg_reload_conf()").await;
+    };
+    refused("has expired; renew it").await;
+    serve(&ours.server(&["db.example"])).await;
+    until(
+        "the server has the certificate for another name",
+        20 * SECOND,
+        async || {
+            let (_, out, _) = outbox.command(&["check"], &variables).await;
+            out.contains("connect by a name that is in it")
+        },
+    )
+    .await;
+    serve(&others.server(&["127.0.0.1"])).await;
+    outbox.insert(1, 10, 2).await;
+    let relay = variables
+        .iter()
+        .fold(outbox.relay(), |relay, (name, value)| relay.env(name, value))
+        .spawn();
+    until("the relay says what to do", 60 * SECOND, async || {
+        relay.get("/readyz").await.1.contains("set RELAY_DATABASE_CA_FILE")
+    })
+    .await;
+    assert_eq!(outbox.db.unsent().await, 10);
+    serve(&ours.server(&["127.0.0.1"])).await;
+    outbox.wait_all_sent(60 * SECOND).await;
+
+    // A new password, in the server and then in the file.
+    outbox.db.run("ALTER ROLE relay PASSWORD 'relay-renewed'").await;
+    outbox
+        .db
+        .run("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'outbox-relay'")
+        .await;
+    until("the relay is refused", 60 * SECOND, async || {
+        relay.get("/readyz").await.1.contains("look at user and password")
+    })
+    .await;
+    outbox.insert(11, 10, 2).await;
+    replace(&url_file, &outbox.database_url.replace("relay-secret", "relay-renewed"));
+    outbox.wait_all_sent(60 * SECOND).await;
+    for secret in ["relay-secret", "relay-renewed"] {
+        assert!(!relay.log_text().contains(secret), "{}", relay.log_text());
+    }
+}
+
+#[tokio::test]
+async fn without_tls_nothing_leaves_the_machine_where_it_is_required() {
+    let outbox = Outbox::on_postgres().await;
+    for (name, url) in [
+        ("RELAY_AMQP_URL", "amqp://guest:s3cr3t-guest@broker.example/%2f"),
+        (
+            "RELAY_DATABASE_URL",
+            "postgres://u:s3cr3t-guest@db.example/app?sslmode=prefer",
+        ),
+        (
+            "RELAY_DATABASE_URL",
+            "mysql://u:s3cr3t-guest@db.example/app?ssl-mode=DISABLED",
+        ),
+    ] {
+        let (code, out, err) = outbox
+            .command(
+                &["run"],
+                &[
+                    (name, url),
+                    ("RELAY_REQUIRE_TLS", "true"),
+                    ("RELAY_ADMIN_LISTEN", "127.0.0.1:0"),
+                ],
+            )
+            .await;
+        assert!(code == Some(64) && err.contains("RELAY_REQUIRE_TLS"), "{out}{err}");
+        assert!(!err.contains("s3cr3t"), "{err}");
+    }
+    let (code, out, err) = outbox.command(&["check"], &[("RELAY_REQUIRE_TLS", "true")]).await;
+    assert_eq!(code, Some(0), "the loopback may: {out}{err}");
+}
