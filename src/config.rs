@@ -11,6 +11,7 @@
 
 use std::{collections::HashMap, ffi::OsString, net::SocketAddr, time::Duration};
 
+mod cloudevents;
 mod findings;
 mod mapping;
 mod parse;
@@ -19,15 +20,18 @@ mod read;
 mod secret;
 mod sources;
 mod table_name;
+mod template;
 #[cfg(test)]
 mod tests;
 mod tls;
 mod variables;
 
+pub use cloudevents::{Attribute, CloudEvents, ContentMode, bad_attribute, bad_attribute_name};
 pub use findings::{ConfigErrors, Problem};
-pub use mapping::{ColumnName, Field, HEADER_COLUMNS, Mapping, Origin, Piece};
+pub use mapping::{ColumnName, Field, HEADER_COLUMNS, HeaderTemplate, Mapping, Origin};
 pub use secret::{Secret, broker_urls_now, check_token, database_url_now, redacted_url};
 pub use table_name::{TableName, TableNameError};
+pub use template::Piece;
 pub use tls::{Identity, Tls, is_loopback, leaves_without_tls};
 pub use variables::{VARIABLES, Variable, help_text, markdown_table};
 
@@ -54,6 +58,8 @@ pub struct Config {
     pub database_tls: Tls,
     /// The table and what becomes of its sent rows.
     pub outbox: Outbox,
+    /// Messages are CloudEvents; `None`: they are what the row says and nothing else.
+    pub cloudevents: Option<CloudEvents>,
     /// What order is kept.
     pub ordering: Ordering,
     /// What a dead letter does to its key.

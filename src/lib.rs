@@ -32,7 +32,7 @@
 //! |---|---|---|
 //! | [`cli`] | one file for each command, exit codes | |
 //! | [`config`] | every variable in one table; all mistakes at once | reading the environment |
-//! | [`message`] | from a row to a message; everything a broker would refuse for the message's own sake | |
+//! | [`message`] | from a row to a message; everything a broker would refuse for the message's own sake; CloudEvents | |
 //! | [`store`] | the table behind [`store::Store`]; PostgreSQL, MariaDB and MySQL, SQLite, migrations | SQL |
 //! | `store::layout`, `store::source` | a table that the application had already: which of its columns hold what | the application's names |
 //! | [`broker`] | RabbitMQ behind [`broker::Broker`], [`broker::Session`], [`broker::Lane`] | lapin, AMQP types |

@@ -3,6 +3,7 @@
 //! Everything a broker may refuse for the message's own sake is found here, before anything is sent:
 //! a refusal by the broker would cost the channel, and with it the confirms of innocent messages.
 
+mod cloudevents;
 mod compression;
 mod headers;
 mod properties;
@@ -16,6 +17,7 @@ use std::time::Duration;
 use serde_json::{Map, Value};
 use uuid::Uuid;
 
+use crate::config::CloudEvents;
 pub use compression::{Coding, Compression};
 pub use headers::{HeaderValue, Headers, reserved};
 pub use properties::Properties;
@@ -100,8 +102,8 @@ pub struct OutboxRow {
     pub properties: String,
     /// The body, or why it was left in the table.
     pub payload: Payload,
-    /// Seconds since 1970 (UTC), not before that, when the row was created; `None`: not known.
-    pub created_at: Option<i64>,
+    /// When the row was created: since 1970 (UTC), in microseconds, not before that; `None`: not known.
+    pub created_at: Option<Duration>,
     /// How old the row was when it was read; zero for a row "from the future".
     pub age: Duration,
     /// How long it must wait yet (`available_at`, `next_attempt_at`); zero: due now.
@@ -185,6 +187,8 @@ pub struct MessageRules {
     pub allowed_headers: Vec<String>,
     /// Headers that the relay writes: rows may not have them.
     pub own_headers: OwnHeaders,
+    /// What makes a CloudEvent of it; `None`: it is none.
+    pub cloudevents: Option<Arc<CloudEvents>>,
 }
 
 /// The names of the headers that the relay itself adds to messages, each at most 255 bytes; `None`: not added.
@@ -230,19 +234,23 @@ impl Message {
         let Payload::Loaded(body) = row.payload else {
             return Err(Invalid("payload is null".to_owned()));
         };
-        Ok(Self {
+        let message = Self {
             row: row.id,
             message_id: row.message_id,
             exchange,
             routing_key: row.routing_key,
             kind: row.kind,
             content_type: row.content_type,
-            timestamp: row.created_at,
+            timestamp: row.created_at.and_then(|since| i64::try_from(since.as_secs()).ok()),
             headers: headers::read(&row.headers, rules)?,
             properties: properties::read(&row.properties)?,
             body,
             copies: Copies::default(),
-        })
+        };
+        match &rules.cloudevents {
+            None => Ok(message),
+            Some(events) => cloudevents::event(message, row.created_at, events, rules),
+        }
     }
 }
 

@@ -287,6 +287,7 @@ fn settings(config: &Config) -> Settings {
             max_body_bytes: config.publish.max_message_bytes,
             allowed_headers: config.message.allowed_headers.clone(),
             own_headers: config.message.own_headers.clone(),
+            cloudevents: config.cloudevents.clone().map(Arc::new),
         },
         partitions: partitions(config),
         lanes: lanes(config),

@@ -24,6 +24,7 @@ mod secure;
 mod slot;
 mod source;
 pub mod sqlite;
+mod target;
 mod types;
 mod url;
 mod values;

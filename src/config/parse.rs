@@ -76,6 +76,16 @@ impl<'a> Reader<'a> {
         self.parsed(name, None, |text| parse(text).map(Some))
     }
 
+    /// Whether anything is said, be it by a default.
+    pub(super) fn is_set(&self, name: &str) -> bool {
+        self.text(name).is_some()
+    }
+
+    /// Something odd, that the relay can work with.
+    pub(super) fn warning(&mut self, message: String) {
+        self.findings.warning(message);
+    }
+
     /// A problem that shows in several variables together; only the first of a variable is noted.
     pub(super) fn problem(&mut self, name: &str, message: String) {
         if !self.findings.failed(name) {

@@ -8,11 +8,11 @@ use std::{
 use crate::message::{Coding, Compression, OwnHeaders, reserved};
 
 use super::{
-    Config, Identity, LogFormat, Mapping, MessageSettings, OnDeadLetter, OnSent, Ordering, Outbox, Poll, Publish,
-    Retry, Shutdown, TableName, TableNameError, Tls,
+    CloudEvents, Config, Identity, LogFormat, Mapping, MessageSettings, OnDeadLetter, OnSent, Ordering, Outbox, Poll,
+    Publish, Retry, Shutdown, TableName, TableNameError, Tls,
     findings::shown,
-    mapping::no_url,
     parse::{self, Reader},
+    template::no_url,
 };
 
 const REPEAT: &str = "RELAY_MESSAGE_REPEAT_HEADER";
@@ -25,6 +25,7 @@ const DAY: Duration = Duration::from_secs(86_400);
 
 impl Config {
     pub(super) fn read(from: &mut Reader<'_>) -> Self {
+        let cloudevents = CloudEvents::read(from);
         let (amqp_tls, database_tls) = Tls::read_both(from);
         Self {
             database_url: from.database_url("RELAY_DATABASE_URL"),
@@ -34,7 +35,8 @@ impl Config {
             amqp_tls,
             database_timeout: from.duration("RELAY_DATABASE_TIMEOUT", MS..=HOUR),
             database_tls,
-            outbox: Outbox::read(from),
+            outbox: Outbox::read(from, cloudevents.as_ref()),
+            cloudevents,
             ordering: Ordering::read(from),
             on_dead_letter: OnDeadLetter::read(from),
             partitions: from.integer("RELAY_PARTITIONS", 1..=256),
@@ -58,7 +60,7 @@ impl Config {
 }
 
 impl Outbox {
-    fn read(from: &mut Reader<'_>) -> Self {
+    fn read(from: &mut Reader<'_>, events: Option<&CloudEvents>) -> Self {
         let placeholder = TableName::placeholder();
         let parse_table = |text: &str| {
             text.parse()
@@ -79,7 +81,7 @@ impl Outbox {
             table: from.parsed("RELAY_OUTBOX_TABLE", placeholder, parse_table),
             on_sent,
             retention: from.parsed("RELAY_OUTBOX_RETENTION", None, parse_retention),
-            mapping: Mapping::read(from, on_sent),
+            mapping: Mapping::read(from, on_sent, events),
         }
     }
 }

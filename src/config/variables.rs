@@ -208,6 +208,33 @@ pub const VARIABLES: &[Variable] = &[
     ),
     without_default("RELAY_TYPE", "AMQP `type` in place of a column, likewise"),
     optional(
+        "RELAY_MESSAGE_FORMAT",
+        "plain",
+        "`plain`, or CloudEvents 1.0: `cloudevents-binary` (attributes are headers), `cloudevents-structured` (a JSON object with the data in it)",
+    ),
+    without_default(
+        "RELAY_CLOUDEVENTS_SOURCE",
+        "`source` of the events, a URI reference; for this and the next ones text and columns in braces, as for `RELAY_ROUTING_KEY`",
+    ),
+    without_default(
+        "RELAY_CLOUDEVENTS_TYPE",
+        "`type` of the events; without it that of the row",
+    ),
+    without_default("RELAY_CLOUDEVENTS_SUBJECT", "`subject` of the events"),
+    without_default(
+        "RELAY_CLOUDEVENTS_DATASCHEMA",
+        "`dataschema` of the events, an absolute URI: `https://schemas.example.com/{type}`",
+    ),
+    without_default(
+        "RELAY_CLOUDEVENTS_EXTENSIONS",
+        "more attributes, `tenantid={tenant_id},partitionkey={ordering_key}`; names are 1 to 20 lower-case letters and digits",
+    ),
+    optional(
+        "RELAY_CLOUDEVENTS_PREFIX",
+        "cloudEvents_",
+        "what names of headers with attributes begin with: `cloudEvents_`, `cloudEvents:` or `ce-` (Knative)",
+    ),
+    optional(
         "RELAY_ORDERING",
         "strict",
         "`strict`: one message of a key at a time; `pipelined`: many in flight per key, a refusal can let later ones pass; `none`: no order",

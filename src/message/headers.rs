@@ -102,13 +102,22 @@ pub(super) fn read(text: &str, rules: &MessageRules) -> Result<Headers, Invalid>
         }
         headers.insert(name, value);
     }
-    let size = table_size(&headers);
+    check_size(&headers)?;
+    Ok(headers)
+}
+
+/// Checks the size of all headers of a message but those that the relay has room kept for.
+///
+/// # Errors
+/// [`Invalid`] when they do not fit into one frame.
+pub(super) fn check_size(headers: &Headers) -> Result<(), Invalid> {
+    let size = table_size(headers);
     if size > MAX_HEADER_BYTES {
         return Err(Invalid(format!(
             "headers take {size} bytes, one AMQP frame carries {MAX_HEADER_BYTES}"
         )));
     }
-    Ok(headers)
+    Ok(())
 }
 
 fn check_name(name: &str, rules: &MessageRules) -> Result<(), Invalid> {

@@ -1,6 +1,6 @@
 use super::*;
 
-fn row() -> OutboxRow {
+pub(super) fn row() -> OutboxRow {
     OutboxRow {
         id: RowId(1),
         message_id: Uuid::nil().into(),
@@ -19,7 +19,7 @@ fn row() -> OutboxRow {
     }
 }
 
-fn rules() -> MessageRules {
+pub(super) fn rules() -> MessageRules {
     MessageRules {
         default_exchange: "events".to_owned(),
         max_body_bytes: 100,

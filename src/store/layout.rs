@@ -1,12 +1,13 @@
 //! A table that `migrate` did not make: which of its columns hold what, by what the variables say and the table has.
 
-use tracing::warn;
+mod search;
 
-use crate::config::{ColumnName, Field, HEADER_COLUMNS, Mapping, OnSent, Origin, Piece, TableName};
+use crate::config::{Field, Mapping, OnSent, TableName};
 
 use super::StoreError;
-use super::columns::{Column, missing};
+use super::columns::Column;
 pub(super) use super::types::{Need, Types};
+use search::Search;
 
 /// Where a value comes from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -23,6 +24,9 @@ pub(super) enum Part {
     Column(Column),
 }
 
+/// A header's name, and what it is made of.
+pub(super) type Header = (String, Value);
+
 /// Which columns hold what.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Layout {
@@ -32,8 +36,8 @@ pub(super) struct Layout {
     pub(super) numbered: bool,
     /// For every field but the id and those of the bookkeeping.
     values: Vec<(Field, Value)>,
-    /// Columns that become headers, with their names.
-    pub(super) headers: Vec<(Column, String)>,
+    /// Headers that are made of columns, with their names.
+    pub(super) headers: Vec<Header>,
     /// What is marked; `None`: sent rows are deleted, or nothing is there to be marked.
     pub(super) sent: Option<Column>,
     /// What is marked is true or false.
@@ -57,20 +61,9 @@ impl Layout {
         on_sent: OnSent,
         types: &dyn Types,
     ) -> Result<Self, StoreError> {
-        let mut search = Search {
-            mapping,
-            columns,
-            table: types.table(table),
-            types,
-            absent: Vec::new(),
-            wrong: Vec::new(),
-        };
+        let mut search = Search::new(mapping, columns, table, types);
         let layout = search.layout(on_sent);
-        if !search.absent.is_empty() {
-            let names: Vec<_> = columns.iter().map(|column| column.name.as_str()).collect();
-            let (absent, names) = (search.absent.join("; "), names.join(", "));
-            return Err(missing(&format!("table {table}: {absent}; its columns are {names}")));
-        }
+        search.all_there(table)?;
         match layout {
             Some(layout) if search.wrong.is_empty() => Ok(layout),
             _ => Err(StoreError::Failed(format!(
@@ -89,17 +82,8 @@ impl Layout {
     /// The columns that are read.
     pub(super) fn read(&self) -> Vec<&str> {
         let mut names = vec![self.key.name.as_str()];
-        for (_, value) in &self.values {
-            match value {
-                Value::Column(column) => names.push(&column.name),
-                Value::Template(parts) => names.extend(parts.iter().filter_map(|part| match part {
-                    Part::Column(column) => Some(column.name.as_str()),
-                    Part::Text(_) => None,
-                })),
-                Value::Nowhere => {}
-            }
-        }
-        names.extend(self.headers.iter().map(|(column, _)| column.name.as_str()));
+        names.extend(self.values.iter().flat_map(|(_, value)| value.names()));
+        names.extend(names_in(&self.headers));
         names.extend(self.sent.iter().map(|column| column.name.as_str()));
         names.extend(self.bookkeeping.iter().flatten().map(|column| column.name.as_str()));
         names
@@ -119,27 +103,9 @@ impl Layout {
             false => self.key.name.clone(),
         };
         let mut parts = vec![format!("id ← {key}")];
-        for (field, value) in &self.values {
-            match value {
-                Value::Column(column) => parts.push(format!("{} ← {}", field.name(), column.name)),
-                Value::Template(template) => {
-                    let text: String = template
-                        .iter()
-                        .map(|part| match part {
-                            Part::Text(text) => text.clone(),
-                            Part::Column(column) => format!("{{{}}}", column.name),
-                        })
-                        .collect();
-                    parts.push(format!("{} ← \"{text}\"", field.name()));
-                }
-                Value::Nowhere => {}
-            }
-        }
-        parts.extend(
-            self.headers
-                .iter()
-                .map(|(column, name)| format!("header {name} ← {}", column.name)),
-        );
+        let there = self.values.iter().filter(|(_, value)| *value != Value::Nowhere);
+        parts.extend(there.map(|(field, value)| format!("{} ← {}", field.name(), value.describe())));
+        parts.extend(described(&self.headers));
         parts.push(match &self.sent {
             Some(sent) => format!("sent → {}", sent.name),
             None => "sent → the row is deleted".to_owned(),
@@ -157,238 +123,62 @@ impl Layout {
     }
 }
 
-/// Finds columns, and notes what is wrong with them.
-struct Search<'a> {
-    mapping: &'a Mapping,
-    columns: &'a [Column],
-    table: String,
-    types: &'a dyn Types,
-    absent: Vec<String>,
-    wrong: Vec<String>,
+impl Value {
+    fn names(&self) -> Vec<&str> {
+        match self {
+            Value::Column(column) => vec![&column.name],
+            Value::Template(parts) => parts.iter().filter_map(Part::name).collect(),
+            Value::Nowhere => Vec::new(),
+        }
+    }
+
+    fn describe(&self) -> String {
+        match self {
+            Value::Column(column) => column.name.clone(),
+            Value::Template(parts) => {
+                let part = |part: &Part| match part {
+                    Part::Text(text) => text.clone(),
+                    Part::Column(column) => format!("{{{}}}", column.name),
+                };
+                format!("\"{}\"", parts.iter().map(part).collect::<String>())
+            }
+            Value::Nowhere => "nothing".to_owned(),
+        }
+    }
 }
 
-impl Search<'_> {
-    fn layout(&mut self, on_sent: OnSent) -> Option<Layout> {
-        let key = self.key();
-        let numbered = key.as_ref().is_some_and(|key| !self.types.is_integer(key));
-        let contents = Field::ALL
-            .into_iter()
-            .filter(|field| *field != Field::Id && *field != Field::SentAt && !Field::BOOKKEEPING.contains(field));
-        let mut values = Vec::new();
-        for field in contents {
-            let mut value = self.value(field);
-            if field == Field::MessageId && numbered && self.mapping.origin(field).is_none() && value == Value::Nowhere
-            {
-                // What names the row in the table names its message.
-                value = key.clone().map_or(Value::Nowhere, Value::Column);
-            }
-            values.push((field, value));
+impl Part {
+    fn name(&self) -> Option<&str> {
+        match self {
+            Part::Column(column) => Some(&column.name),
+            Part::Text(_) => None,
         }
-        let headers = self.mapping.headers.iter();
-        let headers = headers
-            .filter_map(|(name, header)| Some((self.named(name, HEADER_COLUMNS)?, header.clone())))
-            .collect();
-        let sent = self.sent(on_sent);
-        let bookkeeping = self.bookkeeping(numbered);
-        Some(Layout {
-            key: key?,
-            numbered,
-            values,
-            headers,
-            sent_is_flag: sent.as_ref().is_some_and(|sent| self.types.is_flag(sent)),
-            sent,
-            bookkeeping,
-            null_payload_is_empty: self.mapping.null_payload_is_empty,
-        })
     }
+}
 
-    fn key(&mut self) -> Option<Column> {
-        let Value::Column(key) = self.value(Field::Id) else {
-            return None;
-        };
-        let (variable, table, name) = (Field::Id.variable(), &self.table, key.quoted());
-        if key.nullable {
-            self.wrong.push(format!(
-                "{} ({variable}) may be null, and such a row would never be sent: ALTER TABLE {table} with {name} NOT NULL",
-                key.name
-            ));
-        } else if !key.unique && key.counted {
-            warn!(
-                column = key.name,
-                "nothing keeps two rows from having the same value of it, of which one would be taken for both: as long as the \
-                 application leaves the counting to the database it is good; a unique index would make sure"
-            );
-        } else if !key.unique {
-            self.wrong.push(format!(
-                "{} ({variable}) may be the same in several rows, of which one would be taken for all: CREATE UNIQUE INDEX ON {table} ({name})",
-                key.name
-            ));
-        }
-        if !self.types.is_integer(&key)
-            && let Some(most) = self.types.longest_key(&key)
-        {
-            self.wrong.push(format!(
-                "{} ({variable}) can be longer than the {most} that the table of row numbers takes: ALTER TABLE {table} with a shorter \
-                 {name}, or name a column of whole numbers",
-                key.name
-            ));
-        }
-        Some(key)
-    }
+/// The headers that are made of columns, for a table that `migrate` made.
+///
+/// # Errors
+/// [`StoreError::SchemaMissing`] for columns that are not there.
+pub(super) fn headers(
+    mapping: &Mapping,
+    columns: &[Column],
+    table: &TableName,
+    types: &dyn Types,
+) -> Result<Vec<Header>, StoreError> {
+    let mut search = Search::new(mapping, columns, table, types);
+    let headers = search.headers();
+    search.all_there(table).map(|()| headers)
+}
 
-    fn value(&mut self, field: Field) -> Value {
-        match self.mapping.origin(field) {
-            Some(Origin::Nowhere) => Value::Nowhere,
-            Some(Origin::Column(name)) => self.fitting(name, field).map_or(Value::Nowhere, Value::Column),
-            Some(Origin::Template(pieces)) => {
-                let variable = self.mapping.variable(field);
-                let part = |piece: &Piece| match piece {
-                    Piece::Text(text) => Some(Part::Text(text.clone())),
-                    Piece::Column(name) => self.named(name, variable).map(Part::Column),
-                };
-                Value::Template(pieces.iter().filter_map(part).collect())
-            }
-            None => match self.find(field.name()).cloned() {
-                Some(column) => {
-                    self.check_type(&column, field);
-                    Value::Column(column)
-                }
-                None => {
-                    self.must_be_there(field);
-                    Value::Nowhere
-                }
-            },
-        }
-    }
+/// The columns that headers are made of.
+pub(super) fn names_in(headers: &[Header]) -> impl Iterator<Item = &str> {
+    headers.iter().flat_map(|(_, value)| value.names())
+}
 
-    fn must_be_there(&mut self, field: Field) {
-        let advice = match field {
-            Field::Id => match self.types.counter() {
-                Some(counter) => format!(
-                    "name it in {}, or ALTER TABLE {} ADD COLUMN id {counter}",
-                    field.variable(),
-                    self.table
-                ),
-                None => format!(
-                    "name it in {}; SQLite adds no such column to a table, which would have to be made anew with id INTEGER \
-                     PRIMARY KEY AUTOINCREMENT",
-                    field.variable()
-                ),
-            },
-            Field::Payload => format!("name it in {}", field.variable()),
-            Field::RoutingKey => {
-                "name it in RELAY_COLUMN_ROUTING_KEY, or make it of others with RELAY_ROUTING_KEY".to_owned()
-            }
-            _ => return,
-        };
-        self.absent
-            .push(format!("there is no column {}: {advice}", field.name()));
-    }
-
-    fn sent(&mut self, on_sent: OnSent) -> Option<Column> {
-        let Value::Column(sent) = self.value(Field::SentAt) else {
-            // A variable that names a column which is not there has been noted already.
-            let named = matches!(self.mapping.origin(Field::SentAt), Some(Origin::Column(_)));
-            if on_sent == OnSent::Mark && !named {
-                self.wrong.push(format!(
-                    "there is no column to mark sent rows in: name one in RELAY_COLUMN_SENT_AT, set RELAY_OUTBOX_ON_SENT=delete, \
-                     or ALTER TABLE {} ADD COLUMN sent_at {}",
-                    self.table,
-                    self.types.time()
-                ));
-            }
-            return None;
-        };
-        if !sent.nullable && !self.types.is_flag(&sent) {
-            let (name, variable) = (&sent.name, Field::SentAt.variable());
-            self.wrong.push(format!(
-                "{name} ({variable}) is NOT NULL, so that no row would ever be unsent: let it be null, or name another column, or `-` \
-                 for none"
-            ));
-        }
-        Some(sent)
-    }
-
-    /// All four or none: a table that has `attempts` only means something else by it.
-    fn bookkeeping(&mut self, numbered: bool) -> Option<[Column; 4]> {
-        let given = |field: &Field| matches!(self.mapping.origin(*field), Some(Origin::Column(_)));
-        let named = Field::BOOKKEEPING.iter().any(given);
-        let variables = Field::BOOKKEEPING.map(Field::variable).join(", ");
-        if numbered {
-            if named {
-                self.wrong.push(format!(
-                    "refusals of rows that the relay numbers itself are in its own table: leave out {variables}"
-                ));
-            }
-            return None;
-        }
-        let here = |field: &Field| match self.mapping.origin(*field) {
-            Some(Origin::Column(_)) => true,
-            Some(_) => false,
-            None => self.find(field.name()).is_some(),
-        };
-        if !Field::BOOKKEEPING.iter().all(here) {
-            if named {
-                self.wrong.push(format!(
-                    "of {variables} only some have a column: name all of them, or none"
-                ));
-            }
-            return None;
-        }
-        let columns = Field::BOOKKEEPING.map(|field| match self.value(field) {
-            Value::Column(column) => Some(column),
-            _ => None,
-        });
-        match columns {
-            [Some(attempts), Some(next), Some(error), Some(dead)] => Some([attempts, next, error, dead]),
-            _ => None,
-        }
-    }
-
-    fn fitting(&mut self, name: &ColumnName, field: Field) -> Option<Column> {
-        let column = self.named(name, field.variable())?;
-        self.check_type(&column, field);
-        Some(column)
-    }
-
-    fn check_type(&mut self, column: &Column, field: Field) {
-        let allowed = self.types.allowed(Need::of(field));
-        if field != Field::Id && !allowed.is_empty() && !allowed.contains(&column.kind.as_str()) {
-            self.wrong.push(format!(
-                "{} is {}, which is no {}: allowed are {}; name another column in {}, or `-` for none",
-                column.name,
-                column.kind,
-                field.name(),
-                allowed.join(", "),
-                field.variable()
-            ));
-        }
-    }
-
-    fn named(&mut self, name: &ColumnName, variable: &str) -> Option<Column> {
-        let found = self.find(name.as_str()).cloned();
-        if found.is_none() {
-            let score = |column: &&Column| strsim::normalized_damerau_levenshtein(&column.name, name.as_str());
-            let nearest = self.columns.iter().max_by(|a, b| score(a).total_cmp(&score(b)));
-            let hint = match nearest {
-                Some(nearest) if score(&nearest) > 0.5 => format!(" (did you mean {}?)", nearest.name),
-                _ => String::new(),
-            };
-            self.absent
-                .push(format!("{variable} names the column {name}, which is not there{hint}"));
-        }
-        found
-    }
-
-    /// As written; in databases that do not tell cases apart, in any case.
-    fn find(&self, name: &str) -> Option<&Column> {
-        let exactly = self.columns.iter().find(|column| column.name == name);
-        exactly.or_else(|| {
-            let mut alike = self
-                .columns
-                .iter()
-                .filter(|column| column.name.eq_ignore_ascii_case(name));
-            alike.next().filter(|_| self.types.ignores_case())
-        })
-    }
+/// For a person.
+pub(super) fn described(headers: &[Header]) -> impl Iterator<Item = String> {
+    headers
+        .iter()
+        .map(|(name, value)| format!("header {name} ← {}", value.describe()))
 }

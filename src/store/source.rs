@@ -5,8 +5,9 @@
 //! application's table are used as if the statement were written for it.
 
 use super::columns::Column;
-use super::layout::{Layout, Need, Part, Value};
+use super::layout::{Header, Layout, Need, Part, Value};
 use super::migrate::{in_schema, literal};
+pub(super) use super::target::{Names, Target};
 use crate::config::{Field, TableName};
 
 /// Refusals of rows whose table has no columns for them.
@@ -16,6 +17,9 @@ const POSITIONS: &str = "outbox_relay_positions";
 
 /// The message id, where it needs nothing done to it.
 pub(super) const MESSAGE_ID: &str = "o.message_id";
+
+/// The headers that are made of columns, in a source of an existing table.
+pub(super) const HEADER_COLUMNS: &str = "o.header_columns";
 
 /// What differs between databases in an expression.
 pub(super) trait Dialect {
@@ -27,8 +31,8 @@ pub(super) trait Dialect {
     fn concat(&self, parts: &[String]) -> String;
     /// Null, of the type that is needed.
     fn null(&self, need: Need) -> &'static str;
-    /// A JSON object as text, of names (as SQL texts) and columns.
-    fn object(&self, entries: &[(String, &Column, String)]) -> String;
+    /// A JSON object as text, of names (as SQL texts) and columns, or texts where there is no column.
+    fn object(&self, entries: &[(String, Option<&Column>, String)]) -> String;
     /// The body, with an empty one in the place of null.
     fn never_null(&self, column: &Column, sql: &str) -> String;
     /// That the flag `sql` is not set.
@@ -70,57 +74,10 @@ pub(super) struct Source {
     pub(super) waiting: Option<String>,
     /// The message id of `o`.
     pub(super) message_id: String,
-    /// There is a column `header_columns`.
-    pub(super) header_columns: bool,
+    /// Headers that are made of columns of `o`, as a JSON object; `None`: there are none.
+    pub(super) header_columns: Option<String>,
     /// How it is written to.
     pub(super) target: Target,
-}
-
-/// Names of columns without quotes.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Names {
-    pub(super) key: String,
-    pub(super) sent: Option<String>,
-    pub(super) dead: Option<String>,
-}
-
-/// The table that is written to, with the names of its columns.
-#[derive(Debug, Clone)]
-pub(super) struct Target {
-    /// The application's table.
-    pub(super) table: String,
-    /// What rows are told apart by.
-    pub(super) key: String,
-    /// What is marked, a time or a flag.
-    pub(super) sent: Option<String>,
-    pub(super) sent_is_flag: bool,
-    /// What is marked is declared a number: in SQLite, a time in seconds.
-    pub(super) sent_is_number: bool,
-    /// That a row, named `o`, is not marked; empty: rows are not marked.
-    pub(super) unsent: String,
-    /// The same as it stands in the condition of an index.
-    pub(super) unsent_here: String,
-    /// Attempts, next attempt, last error, dead; `None`: see `failures`.
-    pub(super) bookkeeping: Option<[String; 4]>,
-    /// How many characters of an error fit into its column; `None`: all.
-    pub(super) error_chars: Option<u32>,
-    /// The columns' names as the catalogue has them.
-    pub(super) names: Names,
-    /// The outbox as the relay's own tables name it.
-    pub(super) outbox: String,
-    /// The relay's own table of refusals.
-    pub(super) failures: String,
-    /// The relay's own table of row numbers, where it numbers the rows.
-    pub(super) positions: Option<String>,
-    /// The key as that table, named `p`, has it.
-    pub(super) key_there: String,
-}
-
-impl Target {
-    /// Rows with a column of their own to tell when they were sent can be purged by it.
-    pub(super) fn can_purge(&self) -> bool {
-        self.sent.is_some() && !self.sent_is_flag && self.positions.is_none()
-    }
 }
 
 impl Source {
@@ -134,7 +91,7 @@ impl Source {
             unsent: "o.sent_at IS NULL".to_owned(),
             waiting: None,
             message_id: MESSAGE_ID.to_owned(),
-            header_columns: false,
+            header_columns: None,
             target: Target {
                 table: table.to_string(),
                 key: "id".to_owned(),
@@ -175,76 +132,16 @@ impl Source {
     }
 
     /// What stands behind the columns of a page.
-    pub(super) fn more_columns(&self) -> &'static str {
-        if self.header_columns { ", header_columns" } else { "" }
-    }
-}
-
-impl Target {
-    /// `AND`, and that the row `o` is not marked; nothing where rows are not marked.
-    pub(super) fn and_unsent(&self) -> String {
-        match self.unsent.as_str() {
-            "" => String::new(),
-            unsent => format!(" AND {unsent}"),
-        }
+    pub(super) fn more_columns(&self) -> String {
+        let more = self.header_columns.as_ref();
+        more.map(|sql| format!(", {sql} AS header_columns")).unwrap_or_default()
     }
 
-    /// Whether what is marked has one value in all rows that are not.
-    pub(super) fn unsent_is_one_value(&self) -> bool {
-        !self.unsent.contains(" OR ")
-    }
-
-    /// `SQL` for an error's text as long as its column.
-    pub(super) fn cut(&self, error: &str) -> String {
-        match self.error_chars {
-            Some(chars) => format!("left({error}, {chars})"),
-            None => error.to_owned(),
-        }
-    }
-
-    /// That the row with this id is in its table, unsent; what was refused does not matter.
-    pub(super) fn has(&self, id: &str) -> String {
-        let Self {
-            table,
-            key,
-            outbox,
-            key_there,
-            ..
-        } = self;
-        let unsent = self.and_unsent();
-        match &self.positions {
-            None => format!("EXISTS (SELECT 1 FROM {table} AS o WHERE o.{key} = {id}{unsent})"),
-            Some(positions) => format!(
-                "EXISTS (SELECT 1 FROM {positions} AS p JOIN {table} AS o ON o.{key} = {key_there}
-                         WHERE p.outbox = {outbox} AND p.position = {id}{unsent})"
-            ),
-        }
-    }
-
-    /// The application's table by what the layout says.
-    pub(super) fn new(table: &TableName, layout: &Layout, dialect: &dyn Dialect) -> Self {
-        Self {
-            table: table.to_string(),
-            key: layout.key.quoted(),
-            sent: layout.sent.as_ref().map(Column::quoted),
-            sent_is_flag: layout.sent_is_flag,
-            sent_is_number: layout.sent.as_ref().is_some_and(|sent| sent.kind.contains("INT")),
-            unsent: unsent(layout, dialect, |column| format!("o.{}", column.quoted())),
-            unsent_here: unsent(layout, dialect, Column::quoted),
-            error_chars: layout.bookkeeping.as_ref().and_then(|[_, _, error, _]| error.length),
-            names: Names {
-                key: layout.key.name.clone(),
-                sent: layout.sent.as_ref().map(|sent| sent.name.clone()),
-                dead: layout.bookkeeping.as_ref().map(|[.., dead]| dead.name.clone()),
-            },
-            bookkeeping: layout
-                .bookkeeping
-                .as_ref()
-                .map(|columns| columns.each_ref().map(Column::quoted)),
-            outbox: literal(table.name()),
-            failures: failures_table(table),
-            positions: layout.numbered.then(|| positions_table(table)),
-            key_there: dialect.stored_key(&layout.key, "p.row_key"),
+    /// The same, where [`Source::more_columns`] are within.
+    pub(super) fn more_names(&self) -> &'static str {
+        match self.header_columns {
+            Some(_) => ", header_columns",
+            None => "",
         }
     }
 }
@@ -287,15 +184,40 @@ pub(super) fn columns(layout: &Layout, dialect: &dyn Dialect) -> String {
         };
         list.push(format!("{sql} AS {}", field.name()));
     }
-    if !layout.headers.is_empty() {
-        let entries: Vec<_> = layout
-            .headers
-            .iter()
-            .map(|(column, name)| (dialect.literal(name), column, of(column)))
-            .collect();
-        list.push(format!("{} AS header_columns", dialect.object(&entries)));
+    if let Some(object) = header_object(&layout.headers, dialect, "a") {
+        list.push(format!("{object} AS header_columns"));
     }
     list.join(", ")
+}
+
+/// Headers that are made of columns of `table`, as a JSON object; `None` without any.
+pub(super) fn header_object(headers: &[Header], dialect: &dyn Dialect, table: &str) -> Option<String> {
+    let of = |column: &Column| format!("{table}.{}", column.quoted());
+    let entries: Vec<_> = headers
+        .iter()
+        .filter_map(|(name, value)| match value {
+            Value::Column(column) => Some((dialect.literal(name), Some(column), of(column))),
+            // An empty one is none.
+            Value::Template(parts) => {
+                let text = format!("nullif({}, '')", template(parts, dialect, of));
+                Some((dialect.literal(name), None, text))
+            }
+            Value::Nowhere => None,
+        })
+        .collect();
+    (!entries.is_empty()).then(|| dialect.object(&entries))
+}
+
+/// The text that a template makes; nothing where a column is null.
+fn template(parts: &[Part], dialect: &dyn Dialect, of: impl Fn(&Column) -> String) -> String {
+    let parts: Vec<_> = parts
+        .iter()
+        .map(|part| match part {
+            Part::Text(text) => dialect.literal(text),
+            Part::Column(column) => format!("coalesce({}, '')", dialect.text(column, &of(column))),
+        })
+        .collect();
+    dialect.concat(&parts)
 }
 
 fn content(field: Field, layout: &Layout, dialect: &dyn Dialect) -> String {
@@ -303,14 +225,7 @@ fn content(field: Field, layout: &Layout, dialect: &dyn Dialect) -> String {
     match layout.value(field) {
         Value::Nowhere => dialect.null(Need::of(field)).to_owned(),
         Value::Template(parts) => {
-            let parts: Vec<_> = parts
-                .iter()
-                .map(|part| match part {
-                    Part::Text(text) => dialect.literal(text),
-                    Part::Column(column) => format!("coalesce({}, '')", dialect.text(column, &of(column))),
-                })
-                .collect();
-            let text = dialect.concat(&parts);
+            let text = template(parts, dialect, of);
             // Of these, empty text says as much as null.
             match field {
                 Field::Exchange | Field::Type => format!("nullif({text}, '')"),

@@ -125,8 +125,9 @@ impl Sqlite {
         let table = &self.options.table;
         let index = unsent_index(table);
         let query = sqlx::query(inspect::QUERY).bind(table.name()).bind(index.as_str());
-        let has_index = inspect::judge(&self.rows(&self.read, query).await?, table)?;
-        let source = statements::standard(table, has_index.then_some(&index));
+        let found = inspect::judge(&self.rows(&self.read, query).await?, &self.options)?;
+        let mut source = statements::standard(table, found.has_index.then_some(&index));
+        source.header_columns = found.header_columns;
         Ok(Statements::new(table, self.options.on_sent, source))
     }
 

@@ -53,6 +53,12 @@ pub(super) fn span(seconds: Option<f64>) -> Duration {
     }
 }
 
+/// A time as the span since 1970, in microseconds: what a float is sure to hold of it.
+pub(super) fn since_1970(seconds: Option<f64>) -> Option<Duration> {
+    let micros = (seconds?.clamp(0.0, LAST_SECOND) * 1e6).round();
+    Some(Duration::from_micros(micros as u64))
+}
+
 /// Seconds since 1970 as AMQP can carry them.
 pub(super) fn epoch(seconds: Option<f64>) -> i64 {
     // The cast of a NaN is 0.
@@ -208,6 +214,15 @@ mod tests {
         assert_eq!(epoch(Some(f64::NEG_INFINITY)), 0);
         assert_eq!(epoch(Some(f64::INFINITY)), 253_402_300_799);
         assert_eq!(epoch(Some(1_700_000_000.9)), 1_700_000_000);
+        assert_eq!(since_1970(Some(f64::NAN)), Some(Duration::ZERO));
+        assert_eq!(
+            since_1970(Some(253_402_300_800.0)),
+            Some(Duration::from_secs(253_402_300_799))
+        );
+        assert_eq!(
+            since_1970(Some(1_700_000_000.123_456)),
+            Some(Duration::from_micros(1_700_000_000_123_456))
+        );
     }
 
     #[test]

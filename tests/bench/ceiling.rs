@@ -119,7 +119,7 @@ fn message(n: usize) -> Arc<Message> {
         headers: "{}".to_owned(),
         properties: "{}".to_owned(),
         payload: Payload::Loaded(body(n)),
-        created_at: Some(1_700_000_000),
+        created_at: Some(Duration::from_secs(1_700_000_000)),
         age: Duration::ZERO,
         due_in: Duration::ZERO,
         attempts: 0,

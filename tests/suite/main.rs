@@ -51,6 +51,7 @@
 mod support;
 
 mod broker;
+mod cloudevents;
 mod deployment;
 mod docs;
 mod existing_tables;

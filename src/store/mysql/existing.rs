@@ -11,10 +11,10 @@ use super::statements::{self, Numbering, Statements};
 use super::{MySql, Statement, inspect, list, lock, rows, source};
 use crate::store::columns::{error_chars, explain};
 use crate::store::grants::Access;
-use crate::store::layout::Layout;
+use crate::store::layout::{Layout, headers};
 use crate::store::pace::{NUMBERED_AT_ONCE, TidyWalk, warn_of_numbers};
 use crate::store::slot::Slot;
-use crate::store::source::{Dialect as _, Target};
+use crate::store::source::{Dialect as _, Target, header_object};
 use crate::store::values::{decode, decode_one};
 use crate::store::{Holder, StoreError};
 
@@ -40,9 +40,10 @@ impl MySql {
                 )?)
             }
         };
+        let headers = headers(&self.options.mapping, &columns, table, &source::MySql)?;
         let (read, written) = match &layout {
             Some(layout) => (layout.read(), layout.written(on_sent)),
-            None => inspect::standard_columns(),
+            None => inspect::standard_columns(&headers),
         };
         let user = inspect::user(&rows)?;
         let mut lacking = Vec::new();
@@ -62,6 +63,7 @@ impl MySql {
             if let Some(column) = columns.iter().find(|column| column.name == "message_id") {
                 source.message_id = source::MySql.message_id(column, &source.message_id);
             }
+            source.header_columns = header_object(&headers, &source::MySql, "o");
             return Ok(Statements::new(table, on_sent, source));
         };
         if layout.numbered {

@@ -8,6 +8,7 @@ use super::source::COUNTER;
 use crate::config::{OnSent, TableName};
 use crate::store::StoreError;
 use crate::store::columns::{Column, WRITTEN, check, missing};
+use crate::store::layout::{Header, names_in};
 use crate::store::migrate::quoted;
 use crate::store::source::{Names, Target};
 use crate::store::values::{decode, unreadable};
@@ -167,8 +168,9 @@ pub(super) fn check_columns(columns: &[Column], table: &TableName) -> Result<(),
 }
 
 /// What is read and written of it.
-pub(super) fn standard_columns<'a>() -> (Vec<&'a str>, Vec<&'a str>) {
-    (COLUMNS.iter().map(|(name, _)| *name).collect(), WRITTEN.to_vec())
+pub(super) fn standard_columns(headers: &[Header]) -> (Vec<&str>, Vec<&str>) {
+    let read = COLUMNS.iter().map(|(name, _)| *name).chain(names_in(headers));
+    (read.collect(), WRITTEN.to_vec())
 }
 
 /// Which of the two it is.

@@ -127,11 +127,7 @@ impl MySql {
         let statements = self.statements().await?;
         let source = &statements.source;
         let by_id = &source.by_id;
-        let more = if source.header_columns {
-            ", o.header_columns"
-        } else {
-            ""
-        };
+        let more = source.more_columns();
         // The rows are found first, and then read: to be sorted they must be small, see `fetch`.
         let sql: Arc<str> = format!(
             "SELECT CAST(o.id AS SIGNED), {}, o.exchange, o.routing_key, o.ordering_key, o.type, o.content_type,

@@ -9,7 +9,7 @@ use std::time::Duration;
 use crate::message::{MessageId, OrderingKey, OutboxRow, Payload, RowId};
 use crate::store::leases::LeaseRow;
 use crate::store::purge::Window;
-use crate::store::values::{self, attempts, count, decode, derived_message_id, epoch, span, with_headers};
+use crate::store::values::{self, attempts, count, decode, derived_message_id, epoch, since_1970, span, with_headers};
 use crate::store::{BACKLOG_CAP, Backlog, StoreError, Stub};
 
 /// A row of a page.
@@ -27,7 +27,7 @@ pub(super) fn outbox_row(row: &MySqlRow, table: &str) -> Result<OutboxRow, sqlx:
         headers: with_headers(text(row, 7)?, header_columns(row, 15)?),
         properties: text(row, 8)?.unwrap_or_else(|| "{}".to_owned()),
         payload: payload(row)?,
-        created_at: created.map(|_| epoch(created)),
+        created_at: since_1970(created),
         age: span(seconds(row, 10)?),
         due_in: wait(row, 11)?,
         attempts: attempts(row.try_get(12)?),

@@ -7,7 +7,7 @@ use crate::store::columns::Column;
 use crate::store::layout::{Layout, Need, Types};
 use crate::store::migrate::{literal, quoted};
 use crate::store::source::{
-    Dialect, MESSAGE_ID, Source, Target, columns, numberless, positions_table, unsent, waiting,
+    Dialect, HEADER_COLUMNS, MESSAGE_ID, Source, Target, columns, numberless, positions_table, unsent, waiting,
 };
 
 /// The type of a number that the database counts. There may be a primary key already.
@@ -125,14 +125,16 @@ impl Dialect for MySql {
         }
     }
 
-    fn object(&self, entries: &[(String, &Column, String)]) -> String {
+    fn object(&self, entries: &[(String, Option<&Column>, String)]) -> String {
         let entries: Vec<_> = entries
             .iter()
-            .map(|(name, column, sql)| match column.kind.as_str() {
-                "json" | "decimal" | "float" | "double" => format!("{name}, {sql}"),
-                kind if INTEGERS.contains(&kind) => format!("{name}, {sql}"),
-                _ => format!("{name}, {}", self.text(column, sql)),
-            })
+            .map(
+                |(name, column, sql)| match column.map(|column| (column, column.kind.as_str())) {
+                    None | Some((_, "json" | "decimal" | "float" | "double")) => format!("{name}, {sql}"),
+                    Some((_, kind)) if INTEGERS.contains(&kind) => format!("{name}, {sql}"),
+                    Some((column, _)) => format!("{name}, {}", self.text(column, sql)),
+                },
+            )
             .collect();
         format!("json_object({})", entries.join(", "))
     }
@@ -211,7 +213,7 @@ pub(super) fn source(table: &TableName, layout: &Layout, index: Option<&str>) ->
         unsent: unsent(layout, &MySql, |_| "o.sent_at".to_owned()),
         waiting: target.positions.as_ref().map(|_| waiting(table, layout, &MySql)),
         message_id: MESSAGE_ID.to_owned(),
-        header_columns: !layout.headers.is_empty(),
+        header_columns: (!layout.headers.is_empty()).then(|| HEADER_COLUMNS.to_owned()),
         target,
     }
 }

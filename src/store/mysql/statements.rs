@@ -194,11 +194,7 @@ fn id() -> &'static str {
 
 /// Whole rows, the body last.
 fn columns(body: &str, source: &Source) -> String {
-    let more = if source.header_columns {
-        ", o.header_columns"
-    } else {
-        ""
-    };
+    let more = source.more_columns();
     format!(
         "{}, {}, o.exchange, o.routing_key, o.ordering_key, o.type, o.content_type, o.headers, o.properties,
          {CREATED}, {AGE}, {DUE}, CAST(coalesce(o.attempts, 0) AS SIGNED), CAST(octet_length(o.payload) AS SIGNED), {body}{more}",

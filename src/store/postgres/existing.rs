@@ -20,10 +20,11 @@ impl Postgres {
         let rows = self.rows(&self.read, query).await?;
         let (table, on_sent, mapping) = (&self.options.table, self.options.on_sent, &self.options.mapping);
         if mapping.is_default() {
-            let (size, error_chars) = inspect::judge(&rows, table, on_sent)?;
+            let found = inspect::judge(&rows, &self.options)?;
             let mut source = Source::standard(table, &format!("{table} AS o"));
-            source.target.error_chars = error_chars;
-            return Ok(Statements::new(table, on_sent, size, source, None));
+            source.target.error_chars = found.error_chars;
+            source.header_columns = found.header_columns;
+            return Ok(Statements::new(table, on_sent, found.size, source, None));
         }
         let layout = inspect::judge_mapped(&rows, &self.options)?;
         if layout.numbered {

@@ -8,7 +8,8 @@ use super::source::{COUNTER, Postgres};
 use super::statements::Size;
 use crate::config::{OnSent, TableName};
 use crate::store::columns::{Column, WRITTEN, check, error_chars, missing};
-use crate::store::layout::Layout;
+use crate::store::layout::{Layout, headers, names_in};
+use crate::store::source::header_object;
 use crate::store::values::unreadable;
 use crate::store::{StoreError, StoreOptions};
 
@@ -70,15 +71,31 @@ struct Granted {
     writable: bool,
 }
 
-/// Judges the answer to [`QUERY`]; what the statements need to know of the table: how the size of a body is found, and how long
-/// an error's text can be.
-pub(super) fn judge(rows: &[PgRow], table: &TableName, on_sent: OnSent) -> Result<(Size, Option<u32>), StoreError> {
+/// What the statements need to know of a table that `migrate` made.
+pub(super) struct Standard {
+    /// How the size of a body is found.
+    pub(super) size: Size,
+    /// How long an error's text can be.
+    pub(super) error_chars: Option<u32>,
+    /// Headers that are made of its columns.
+    pub(super) header_columns: Option<String>,
+}
+
+/// Judges the answer to [`QUERY`].
+pub(super) fn judge(rows: &[PgRow], options: &StoreOptions) -> Result<Standard, StoreError> {
+    let (table, on_sent) = (&options.table, options.on_sent);
     let columns = relation(rows, table)?;
     let in_sql = table.to_string();
     let all = columns.iter().map(|granted| &granted.column);
     check(all.clone(), COLUMNS, table, (&in_sql, COUNTER))?;
-    let error_chars = error_chars(all);
-    let read: Vec<&str> = COLUMNS.iter().map(|(name, _)| *name).collect();
+    let error_chars = error_chars(all.clone());
+    let all: Vec<Column> = all.cloned().collect();
+    let headers = headers(&options.mapping, &all, table, &Postgres)?;
+    let read: Vec<&str> = COLUMNS
+        .iter()
+        .map(|(name, _)| *name)
+        .chain(names_in(&headers))
+        .collect();
     check_role(rows, &columns, &read, WRITTEN, table, on_sent)?;
     let payload = columns
         .iter()
@@ -89,7 +106,11 @@ pub(super) fn judge(rows: &[PgRow], table: &TableName, on_sent: OnSent) -> Resul
         Some("json" | "jsonb") => Size::OfText,
         _ => Size::OfColumn,
     };
-    Ok((size, error_chars))
+    Ok(Standard {
+        size,
+        error_chars,
+        header_columns: header_object(&headers, &Postgres, "o"),
+    })
 }
 
 /// The same for a table that `migrate` did not make.

@@ -192,11 +192,7 @@ impl Operator for Postgres {
         let octets = self.payload_size().await?;
         let statements = self.statements().await?;
         let source = &statements.source;
-        let more = if source.header_columns {
-            ", o.header_columns"
-        } else {
-            ""
-        };
+        let more = source.more_columns();
         let age = "date_part('epoch', clock_timestamp()) - date_part('epoch', o.dead_at)";
         let sql: Arc<str> = format!(
             "SELECT o.id::bigint, o.message_id, o.exchange, o.routing_key, o.ordering_key, o.type, o.content_type, o.headers::text,

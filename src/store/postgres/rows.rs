@@ -7,7 +7,7 @@ use uuid::Uuid;
 use crate::message::{MessageId, OrderingKey, OutboxRow, Payload, RowId};
 use crate::store::leases::LeaseRow;
 use crate::store::purge::Window;
-use crate::store::values::{self, attempts, count, derived_message_id, epoch, span, with_headers};
+use crate::store::values::{self, attempts, count, derived_message_id, epoch, since_1970, span, with_headers};
 use crate::store::{BACKLOG_CAP, Backlog, OpenTransactions, Probe, Stub};
 
 /// Before the text of a `jsonb` stands the version of its format.
@@ -28,7 +28,7 @@ pub(super) fn outbox_row(row: &PgRow, table: &str) -> Result<OutboxRow, sqlx::Er
         headers: with_headers(text(row, 7)?, header_columns(row, 15)?),
         properties: text(row, 8)?.unwrap_or_else(|| "{}".to_owned()),
         payload: payload(row)?,
-        created_at: created.map(|_| epoch(created)),
+        created_at: since_1970(created),
         age: span(row.try_get(10)?),
         due_in: span(row.try_get(11)?),
         attempts: attempts(row.try_get(12)?),

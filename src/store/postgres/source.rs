@@ -10,7 +10,7 @@ use crate::store::layout::{Layout, Need, Types, Value};
 use crate::store::migrate::quoted;
 use crate::store::pace::NUMBERED_AT_ONCE;
 use crate::store::source::{
-    Dialect, MESSAGE_ID, Source, Target, columns, numberless, positions_table, unsent, waiting,
+    Dialect, HEADER_COLUMNS, MESSAGE_ID, Source, Target, columns, numberless, positions_table, unsent, waiting,
 };
 
 /// The type of a number that the database counts.
@@ -88,11 +88,11 @@ impl Dialect for Postgres {
         }
     }
 
-    fn object(&self, entries: &[(String, &Column, String)]) -> String {
+    fn object(&self, entries: &[(String, Option<&Column>, String)]) -> String {
         let entries: Vec<_> = entries
             .iter()
-            .map(|(name, column, sql)| match column.kind.as_str() {
-                "bytea" => format!("{name}, encode({sql}, 'hex')"),
+            .map(|(name, column, sql)| match column {
+                Some(column) if column.kind == "bytea" => format!("{name}, encode({sql}, 'hex')"),
                 _ => format!("{name}, {sql}"),
             })
             .collect();
@@ -209,7 +209,7 @@ pub(super) fn source(table: &TableName, layout: &Layout) -> Source {
         unsent: unsent(layout, &Postgres, |_| "o.sent_at".to_owned()),
         waiting: target.positions.as_ref().map(|_| waiting(table, layout, &Postgres)),
         message_id: MESSAGE_ID.to_owned(),
-        header_columns: !layout.headers.is_empty(),
+        header_columns: (!layout.headers.is_empty()).then(|| HEADER_COLUMNS.to_owned()),
         target,
     }
 }

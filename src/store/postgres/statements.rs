@@ -150,14 +150,14 @@ fn page(source: &Source, size: Size, filter: &str, limit: &str) -> Arc<str> {
             .to_owned(),
         _ => format!("CASE WHEN due <= 0 AND octets <= {INLINE_PAYLOAD_BYTES} THEN payload END"),
     };
-    let more = source.more_columns();
+    let (more, names) = (source.more_columns(), source.more_names());
     let from = match limit {
         "" => source.by_id.clone(),
         _ => above(source),
     };
     format!(
         "SELECT id, message_id, exchange, routing_key, ordering_key, type, content_type, headers, properties,
-                created, age, due, attempts, octets, {inline}{more}
+                created, age, due, attempts, octets, {inline}{names}
          FROM (SELECT o.id::bigint AS id, o.message_id, o.exchange, o.routing_key, o.ordering_key, o.type,
                       o.content_type, o.headers::text AS headers, o.properties::text AS properties,
                       date_part('epoch', o.created_at) AS created, {AGE} AS age, {DUE} AS due,

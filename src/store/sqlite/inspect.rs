@@ -3,10 +3,13 @@
 use sqlx::Row as _;
 use sqlx::sqlite::SqliteRow;
 
+use super::source::Sqlite;
 use crate::config::TableName;
-use crate::store::StoreError;
 use crate::store::columns::{Column, absent, missing, never_null};
+use crate::store::layout::headers;
+use crate::store::source::header_object;
 use crate::store::values::{decode, unreadable};
+use crate::store::{StoreError, StoreOptions};
 
 /// One row for each column; none without a table. `?1` the table, `?2` its index of unsent rows.
 pub(super) const QUERY: &str = "\
@@ -132,8 +135,17 @@ fn relation<'a>(rows: &'a [SqliteRow], table: &TableName) -> Result<&'a SqliteRo
     Ok(first)
 }
 
-/// Judges the answer to [`QUERY`]. True: the index of unsent rows is there.
-pub(super) fn judge(rows: &[SqliteRow], table: &TableName) -> Result<bool, StoreError> {
+/// What the statements need to know of a table that `migrate` made.
+pub(super) struct Standard {
+    /// The index of unsent rows is there.
+    pub(super) has_index: bool,
+    /// Headers that are made of its columns.
+    pub(super) header_columns: Option<String>,
+}
+
+/// Judges the answer to [`QUERY`].
+pub(super) fn judge(rows: &[SqliteRow], options: &StoreOptions) -> Result<Standard, StoreError> {
+    let table = &options.table;
     let first = relation(rows, table)?;
     let mut columns = Vec::with_capacity(rows.len());
     for row in rows {
@@ -162,8 +174,31 @@ pub(super) fn judge(rows: &[SqliteRow], table: &TableName) -> Result<bool, Store
         Some((_, kind)) if !kind.contains("INT") => Err(StoreError::Failed(format!(
             "columns of {table} have types the relay cannot use: id is {kind}, allowed: INTEGER PRIMARY KEY AUTOINCREMENT"
         ))),
-        _ => first.try_get(4).map_err(|error| unreadable(&error)),
+        _ => Ok(Standard {
+            has_index: first.try_get(4).map_err(|error| unreadable(&error))?,
+            header_columns: header_columns(rows, options)?,
+        }),
     }
+}
+
+fn header_columns(rows: &[SqliteRow], options: &StoreOptions) -> Result<Option<String>, StoreError> {
+    let column = |row: &SqliteRow| {
+        Ok(Column {
+            name: row.try_get(1)?,
+            kind: row.try_get::<String, _>(2)?.to_ascii_uppercase(),
+            nullable: true,
+            unique: false,
+            counted: false,
+            preset: false,
+            length: None,
+            collation: None,
+        })
+    };
+    let dialect = Sqlite {
+        ids_are_given_again: false,
+    };
+    let headers = headers(&options.mapping, &decode(rows, column)?, &options.table, &dialect)?;
+    Ok(header_object(&headers, &dialect, "o"))
 }
 
 fn text(row: &SqliteRow, index: usize) -> Result<String, StoreError> {

@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use sqlx::Row as _;
 use sqlx::sqlite::SqliteRow;
 
-use super::rows::{bytes, message_id, number, text};
+use super::rows::{bytes, message_id, number, text, to_the_millisecond};
 use super::statements::{NOW, Statements, due, epoch, target_listed};
 use super::{MAX_WRITE, Sqlite, Statement, decode, decode_one, lease_dialect, list};
 use crate::message::RowId;
@@ -180,11 +180,7 @@ impl Operator for Sqlite {
     async fn dead_letters(&self, filter: &DeadFilter, after: RowId, limit: u32) -> Result<Vec<DeadLetter>, StoreError> {
         let (dead, created) = (epoch("o.dead_at"), epoch("o.created_at"));
         let statements = self.statements().await?;
-        let more = if statements.source.header_columns {
-            ", o.header_columns"
-        } else {
-            ""
-        };
+        let more = statements.source.more_columns();
         let sql: Arc<str> = format!(
             "SELECT o.id, o.message_id, o.exchange, o.routing_key, o.ordering_key, o.type, o.content_type, o.headers,
                     o.properties, octet_length(o.payload), CAST(coalesce(o.attempts, 0) AS INTEGER), o.last_error,
@@ -213,7 +209,7 @@ impl Operator for Sqlite {
             .bind(filter.newer_than.map(seconds))
             .bind(i64::from(limit));
         decode(&self.rows(&self.housekeeping, query).await?, |row| {
-            let created = values::epoch(row.double(12)?);
+            let created = values::epoch(row.double(12)?.map(to_the_millisecond));
             let id = message_id(row, &format!("{}:{}:{created}", self.table, row.number(0)?))?;
             dead_letter(row, Some(id))
         })

@@ -7,14 +7,13 @@ use uuid::Uuid;
 use crate::message::{MessageId, OrderingKey, OutboxRow, Payload, RowId};
 use crate::store::leases::LeaseRow;
 use crate::store::purge::Window;
-use crate::store::values::{self, attempts, count, derived_message_id, epoch, span, with_headers};
+use crate::store::values::{self, attempts, count, derived_message_id, epoch, since_1970, span, with_headers};
 use crate::store::{BACKLOG_CAP, Backlog, Stub};
 
 /// A row of a page.
 pub(super) fn outbox_row(row: &SqliteRow, table: &str) -> Result<OutboxRow, sqlx::Error> {
     let id: i64 = row.try_get(0)?;
-    // Dates are days with a fraction to SQLite: a whole second can come out some microseconds short.
-    let created = number(row, 9)?.map(|seconds| seconds + 0.000_5);
+    let created = number(row, 9)?.map(to_the_millisecond);
     // A row without a time of its own is as old as the epoch only on paper.
     let age = if created.is_some() { number(row, 10)? } else { None };
     Ok(OutboxRow {
@@ -28,11 +27,16 @@ pub(super) fn outbox_row(row: &SqliteRow, table: &str) -> Result<OutboxRow, sqlx
         headers: with_headers(text(row, 7)?, header_columns(row, 15)?),
         properties: text(row, 8)?.unwrap_or_else(|| "{}".to_owned()),
         payload: payload(row)?,
-        created_at: created.map(|_| epoch(created)),
+        created_at: since_1970(created),
         age: span(age),
         due_in: span(number(row, 11)?),
         attempts: attempts(row.try_get(12)?),
     })
+}
+
+/// Dates are days with a fraction to SQLite, milliseconds at best: they come out some microseconds off.
+pub(super) fn to_the_millisecond(seconds: f64) -> f64 {
+    (seconds * 1e3).round() / 1e3
 }
 
 /// A UUID as its 16 bytes, or any text that is not empty.

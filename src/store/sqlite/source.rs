@@ -6,7 +6,7 @@ use crate::store::columns::Column;
 use crate::store::layout::{Layout, Need, Types};
 use crate::store::migrate::literal;
 use crate::store::source::{
-    Dialect, MESSAGE_ID, Source, Target, columns, numberless, positions_table, unsent, waiting,
+    Dialect, HEADER_COLUMNS, MESSAGE_ID, Source, Target, columns, numberless, positions_table, unsent, waiting,
 };
 
 /// SQLite's types and expressions. Declared types hardly bind it: values are understood as they come.
@@ -61,7 +61,7 @@ impl Dialect for Sqlite {
     }
 
     /// A blob cannot be in JSON, and one such row must not stop its page.
-    fn object(&self, entries: &[(String, &Column, String)]) -> String {
+    fn object(&self, entries: &[(String, Option<&Column>, String)]) -> String {
         let entries: Vec<_> = entries
             .iter()
             .map(|(name, _, sql)| {
@@ -135,7 +135,7 @@ pub(super) fn source(table: &TableName, layout: &Layout, dialect: &Sqlite) -> So
         unsent: unsent(layout, dialect, |_| "o.sent_at".to_owned()),
         waiting: target.positions.as_ref().map(|_| waiting(table, layout, dialect)),
         message_id: MESSAGE_ID.to_owned(),
-        header_columns: !layout.headers.is_empty(),
+        header_columns: (!layout.headers.is_empty()).then(|| HEADER_COLUMNS.to_owned()),
         target,
     }
 }

@@ -177,7 +177,7 @@ pub(super) fn due() -> String {
 
 /// Whole rows; numbers in text columns become text, and blobs stay blobs.
 fn page(from: &str, filter: &str, limit: &str, bounded: bool, source: &Source) -> Arc<str> {
-    let more = source.more_columns();
+    let (more, names) = (source.more_columns(), source.more_names());
     let payload = "CASE typeof(payload) WHEN 'integer' THEN CAST(payload AS TEXT) WHEN 'real' THEN CAST(payload AS TEXT) \
                    ELSE payload END";
     let inline = match bounded {
@@ -201,7 +201,7 @@ fn page(from: &str, filter: &str, limit: &str, bounded: bool, source: &Source) -
     .to_vec();
     format!(
         "SELECT id, message_id, exchange, routing_key, ordering_key, type, content_type, headers, properties,
-                created, {NOW} - created, due, attempts, octets, {inline}{more}
+                created, {NOW} - created, due, attempts, octets, {inline}{names}
          FROM (SELECT o.id, o.message_id, {}, {} AS created, {} AS due, CAST(coalesce(o.attempts, 0) AS INTEGER) AS attempts,
                       octet_length(o.payload) AS octets, o.payload{more}
                FROM {from} WHERE {filter} ORDER BY o.id {limit})

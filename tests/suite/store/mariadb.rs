@@ -231,7 +231,7 @@ async fn times_without_a_zone_are_utc_and_far_ones_are_understood() {
         (90..=100).contains(&due) && rows[0].age < Duration::from_secs(60),
         "{due}"
     );
-    assert!(rows[1].due_in > Duration::from_secs(86_400 * 365) && rows[1].created_at == Some(0));
+    assert!(rows[1].due_in > Duration::from_secs(86_400 * 365) && rows[1].created_at == Some(Duration::ZERO));
     assert!(rows[2].age.is_zero());
     store
         .record_failures(&[failure(3, 1, NextStep::RetryIn(Duration::from_secs(50)))], &nobody())

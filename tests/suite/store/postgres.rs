@@ -148,7 +148,7 @@ async fn infinity_is_a_long_time() {
         .await;
     let rows = head(&store).await;
     assert!(rows[0].due_in > Duration::from_secs(86_400 * 365));
-    assert!(rows[1].due_in.is_zero() && rows[1].created_at == Some(0) && rows[2].age.is_zero());
+    assert!(rows[1].due_in.is_zero() && rows[1].created_at == Some(Duration::ZERO) && rows[2].age.is_zero());
     store.backlog().await.expect("a backlog");
     store.scan(RowId(0), RowId(9), 9, ALL).await.expect("a scan");
     store.probe(&[RowId(1)]).await.expect("a probe");

@@ -43,7 +43,7 @@ pub(crate) async fn a_minimal_insert_gets_defaults(db: &impl Harness) {
         "the same on every copy"
     );
     assert!(row.due_in.is_zero() && row.age < Duration::from_secs(60));
-    assert!(row.created_at > Some(1_700_000_000));
+    assert!(row.created_at > Some(Duration::from_secs(1_700_000_000)));
 }
 
 pub(crate) async fn every_column_is_read(db: &impl Harness) {
@@ -66,7 +66,10 @@ pub(crate) async fn every_column_is_read(db: &impl Harness) {
     );
     assert_eq!(row.properties, "{\"priority\": 5}");
     assert_eq!(body(row), "\"é\"".as_bytes());
-    assert_eq!((row.created_at, row.attempts), (Some(1_577_836_800), 3));
+    assert_eq!(
+        (row.created_at, row.attempts),
+        (Some(Duration::from_secs(1_577_836_800)), 3)
+    );
     assert!(row.age > Duration::from_secs(86_400));
 }
 

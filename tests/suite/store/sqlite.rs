@@ -174,7 +174,7 @@ async fn times_are_understood_as_they_come() {
     let rows = head(&store).await;
     assert_eq!(
         (rows[0].created_at, rows[1].created_at, rows[1].age),
-        (Some(1_577_836_800), None, Duration::ZERO)
+        (Some(Duration::from_secs(1_577_836_800)), None, Duration::ZERO)
     );
 }
 
