@@ -150,14 +150,15 @@ impl Dialect for MySql {
         }
     }
 
-    /// In the collation of the column: by any other its index would not be used.
+    /// In the collation of the column: by any other its index would not be used. What is kept are bytes, of UTF-8: these are
+    /// read as such before they become another character set's.
     fn stored_key(&self, key: &Column, sql: &str) -> String {
         match (key.kind.as_str(), &key.collation) {
             ("uuid", _) => format!("CAST(convert({sql} USING utf8mb4) AS UUID)"),
             (kind, _) if BYTES.contains(&kind) => sql.to_owned(),
             (_, Some(collation)) => {
                 let charset = collation.split('_').next().unwrap_or("utf8mb4");
-                format!("convert({sql} USING {charset}) COLLATE {collation}")
+                format!("convert(convert({sql} USING utf8mb4) USING {charset}) COLLATE {collation}")
             }
             _ => format!("convert({sql} USING utf8mb4)"),
         }

@@ -248,3 +248,18 @@ async fn sixteen_bytes_are_a_uuid_where_the_column_is_of_bytes() {
         assert_eq!(head(&store).await[0].message_id.as_str(), id, "{kind}");
     }
 }
+
+/// The table of row numbers has every key as UTF-8.
+#[tokio::test]
+async fn keys_of_any_character_set_are_found_again_on_mariadb() {
+    for charset in ["latin1", "utf16", "utf8mb4"] {
+        let db = MariaDb::fresh().await;
+        let sql = format!(
+            "CREATE TABLE events (id varchar(40) CHARACTER SET {charset} PRIMARY KEY, payload text, sent_at timestamp(6) NULL);
+             INSERT INTO events (id, payload) VALUES ('caf\u{e9}', 'a'), ('plain', 'b'), ('\u{fc}ber', 'c')"
+        );
+        let store = made(&db, &sql, OnSent::Mark, &[]).await;
+        let (before, after) = before_and_after_a_mark(store).await;
+        assert_eq!((before.len(), after.len()), (3, 2), "{charset}");
+    }
+}
