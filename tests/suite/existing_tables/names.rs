@@ -6,6 +6,10 @@ use super::{migrate, with};
 use crate::outbox::{Outbox, SECOND};
 use crate::support::{Consumer, Received, until};
 
+/// As in the examples of <https://www.w3.org/TR/trace-context/>.
+const TRACE_PARENT: &str = "00-0af7651916cd43dd8448eb211c80319c-00f067aa0ba902b7-01";
+const TRACE_STATE: &str = "rojo=00f067aa0ba902b7,congo=t61rcWkgMzE";
+
 /// In another schema (where there are any), all names quoted and up to 63 bytes long.
 pub(super) async fn names_templates_and_headers_are_what_the_variables_say(database: &str) {
     let outbox = Outbox::without_tables(database, &["shop.EU.Made"]).await;
@@ -70,14 +74,16 @@ pub(super) async fn names_templates_and_headers_are_what_the_variables_say(datab
         .run(&quoted(
             &format!(
                 "INSERT INTO {table} (\"Région\", what, \"Body\", tenant_id, \"Trace,Id\", meta) VALUES
-                 ('EU', 'Made', 'one', 7, 'it''s', NULL), ('EU', 'Made', 'two', 7, NULL, '{{|tenant_id|: true}}')"
+                 ('EU', 'Made', 'one', 7, 'it''s', NULL), ('EU', 'Made', 'two', 7, NULL, '{{|tenant_id|: true}}'),
+                 ('EU', 'Made', 'three', 7, '{TRACE_PARENT}', '{{|tracestate|: |{TRACE_STATE}|}}'),
+                 ('EU', 'Made', 'four', 7, NULL, '{{|traceparent|: |{TRACE_PARENT}|, |tracestate|: |{TRACE_STATE}|}}')"
             )
             .replace('|', if database == "mariadb" { "\"\"" } else { "\"" }),
         ))
         .await;
     let _relay = with(&outbox, &variables).spawn();
     let consumer = Consumer::start(&outbox.amqp_url, "q");
-    let received = consumer.wait_for(|received| received.len() == 2, 30 * SECOND).await;
+    let received = consumer.wait_for(|received| received.len() == 4, 30 * SECOND).await;
     assert_eq!(
         (received[0].text().as_str(), received[1].text().as_str()),
         ("one", "two")
@@ -90,6 +96,12 @@ pub(super) async fn names_templates_and_headers_are_what_the_variables_say(datab
         header(&received[0], "traceparent"),
         Some(AMQPValue::LongString("it's".into()))
     );
+    // The parent of the third row is from a column, that of the fourth from its own headers.
+    for message in &received[2..] {
+        for (name, value) in [("traceparent", TRACE_PARENT), ("tracestate", TRACE_STATE)] {
+            assert_eq!(header(message, name), Some(AMQPValue::LongString(value.into())));
+        }
+    }
     assert_eq!(
         header(&received[1], "tenant_id"),
         Some(AMQPValue::Boolean(true)),
@@ -97,7 +109,7 @@ pub(super) async fn names_templates_and_headers_are_what_the_variables_say(datab
     );
     assert_eq!(header(&received[1], "traceparent"), None);
     let unsent = quoted(&format!("SELECT count(*) FROM {table} WHERE NOT \"done?\""));
-    until("both are marked", 20 * SECOND, async || {
+    until("all are marked", 20 * SECOND, async || {
         outbox.db.number(&unsent).await == 0
     })
     .await;
