@@ -4,12 +4,13 @@ use std::time::{Duration, Instant};
 
 use outbox_relay::config::{OnSent, Secret};
 use outbox_relay::message::RowId;
-use outbox_relay::store::{self, NextStep, Shares, StoreError};
+use outbox_relay::store::{self, NextStep, Shares, StoreError, StoreOptions};
 use sqlx::Executor;
 
+use crate::store::existing::mapping;
 use crate::store::harness::{Harness, confirmed, failure, head, head_ids, nobody, options};
 use crate::store::mariadb::MariaDb;
-use crate::support::until;
+use crate::support::{Proxy, until};
 
 const ALL: &Shares = &Shares::All;
 
@@ -245,4 +246,48 @@ async fn errors_hold_no_password_and_no_body() {
             "{error:?}"
         );
     }
+}
+
+/// Something of the relay's own tables is being removed: the second statement of a mark.
+const FREEING: &str = "SELECT count(*) FROM information_schema.processlist
+    WHERE db = database() AND id <> connection_id() AND info LIKE '%outbox_relay_failures%' AND command <> 'Sleep'";
+
+/// Another relay marks the row, though the first one had begun to: its locks end without it.
+#[tokio::test]
+async fn a_relay_that_is_cut_off_within_a_mark_holds_up_no_other() {
+    let db = MariaDb::fresh().await;
+    db.execute("CREATE TABLE events (id bigint AUTO_INCREMENT PRIMARY KEY, payload text, sent_at timestamp(6) NULL)")
+        .await;
+    let options = StoreOptions {
+        mapping: mapping(&[("RELAY_ROUTING_KEY", "r")]),
+        // Nothing ends by it within the test.
+        timeout: Duration::from_secs(120),
+        ..options("events", OnSent::Mark)
+    };
+    store::migrate(&db.url(), options.clone()).await.expect("migrations");
+    let port = crate::support::MariaDb::shared().await.port();
+    let line = Proxy::start(([127, 0, 0, 1], port).into()).await;
+    let far = store::open(&Secret::new(line.through(&db.url)), options.clone()).expect("a good URL");
+    let near = store::open(&db.url(), options).expect("a good URL");
+    db.execute("INSERT INTO events (payload) VALUES ('a')").await;
+    let refused = failure(1, 1, NextStep::RetryIn(Duration::ZERO));
+    far.record_failures(&[refused], &nobody()).await.expect("written");
+    let mut other = db.another().await;
+    let lock = "SELECT id FROM outbox_relay_failures FOR UPDATE";
+    for sql in ["START TRANSACTION", lock] {
+        let sql = sqlx::raw_sql(sqlx::AssertSqlSafe(sql));
+        other.fetch_all(sql).await.expect("raw SQL");
+    }
+    let marking = tokio::spawn(async move { far.mark_sent(&confirmed([1])).await });
+    until("it waits for the lock", Duration::from_secs(20), async || {
+        db.number(FREEING).await == 1
+    })
+    .await;
+    line.stall();
+    other.execute("ROLLBACK").await.expect("released");
+    let marked = tokio::time::timeout(Duration::from_secs(30), near.mark_sent(&confirmed([1]))).await;
+    assert_eq!(marked.expect("in time").expect("marked"), 1);
+    line.resume();
+    let error = marking.await.expect("no panic").expect_err("its transaction was ended");
+    assert!(matches!(error, StoreError::Unavailable(_)), "{error:?}");
 }
