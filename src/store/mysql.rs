@@ -118,7 +118,8 @@ impl MySql {
     async fn look(&self) -> Result<Arc<Statements>, StoreError> {
         // What is found wrong now must not be worked on as it was known before.
         *lock(&self.statements) = None;
-        let found = self.inspected().await;
+        // On the heap: it is large, and every call would have room for it on its stack.
+        let found = Box::pin(self.inspected()).await;
         if found.is_err() {
             // The next look may find another server behind the same name.
             self.read.close().await;

@@ -109,7 +109,8 @@ impl Postgres {
     }
 
     async fn look(&self) -> Result<Arc<Statements>, StoreError> {
-        let found = self.inspected().await;
+        // On the heap: it is large, and every call would have room for it on its stack.
+        let found = Box::pin(self.inspected()).await;
         match found {
             Ok(statements) => {
                 let statements = Arc::new(statements);

@@ -64,7 +64,8 @@ impl<C: Connection> Slot<C> {
         let mut home = self.connection.lock().await;
         let connection = match home.take() {
             Some(connection) => connection,
-            None => open.await?,
+            // On the heap: connecting is rare and its future large.
+            None => Box::pin(open).await?,
         };
         Ok(Lease { home, connection })
     }

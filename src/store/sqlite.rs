@@ -113,7 +113,8 @@ impl Sqlite {
         *lock(&self.statements) = None;
         inspect::check_schema(table)?;
         let statements = Arc::new(match self.options.mapping.is_default() {
-            true => self.inspected().await?,
+            // On the heap: it is large, and every call would have room for it on its stack.
+            true => Box::pin(self.inspected()).await?,
             false => self.inspected_existing().await?,
         });
         self.check_writable(&statements).await?;
