@@ -1,5 +1,7 @@
 //! CloudEvents, read by a library of another language, out of the table that `migrate` makes and out of one of the application's.
 
+use std::time::Duration;
+
 use serde_json::{Value, json};
 
 use crate::outbox::{Outbox, SECOND};
@@ -18,7 +20,7 @@ async fn events(outbox: &Outbox, (format, prefix): (&str, &str), more: &[(&str, 
         .relay()
         .env("RELAY_MESSAGE_FORMAT", format)
         .env("RELAY_CLOUDEVENTS_PREFIX", prefix);
-    let _relay = more
+    let mut relay = more
         .iter()
         .fold(relay, |relay, (name, value)| relay.env(name, value))
         .spawn();
@@ -28,6 +30,9 @@ async fn events(outbox: &Outbox, (format, prefix): (&str, &str), more: &[(&str, 
         .map(|line| serde_json::from_str(line).expect("JSON"))
         .collect();
     assert_eq!(events.len(), count);
+    // The next one neither waits for its leases nor repeats what was not marked.
+    relay.sigterm();
+    assert!(relay.wait(Duration::from_secs(30)).await.success());
     events
 }
 
