@@ -26,6 +26,10 @@
 //! Refusals are written with the time of the next try, or as dead letters, and for that the key does wait. An outcome
 //! that says nothing about the row (nack, timeout, connection lost) is written nowhere.
 //!
+//! Bodies are compressed in front of a lane, on a thread where that holds nobody up. What is known of earlier copies of a
+//! message ([`message::Copies`]) travels with it, for the header that tells repetitions, and because a broker that drops
+//! duplicates returns them: only after an outcome that was unknown does such a return count as delivered.
+//!
 //! # Rooms
 //!
 //! | room | what it does | what is in no other room |
