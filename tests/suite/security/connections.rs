@@ -113,9 +113,16 @@ async fn a_database_server_that_cannot_be_trusted_is_refused_and_taken_once_mend
     let settings: Vec<&str> = settings.iter().map(String::as_str).collect();
     let postgres = Postgres::start_with(&settings).await;
     let outbox = Outbox::between(&postgres, Rabbit::shared().await).await;
+    // A role of its own: this test must not lose its connections with the old password.
+    outbox
+        .db
+        .run("CREATE ROLE rotated LOGIN SUPERUSER PASSWORD 'relay-secret'")
+        .await;
+    let url = outbox.database_url.replace("//relay:", "//rotated:");
+    assert_ne!(url, outbox.database_url);
     // The URL is in a file, so that a new password needs no restart.
     let url_file = folder.path().join("url");
-    replace(&url_file, &outbox.database_url);
+    replace(&url_file, &url);
     let variables = [
         ("RELAY_DATABASE_URL", ""),
         ("RELAY_DATABASE_URL_FILE", url_file.to_str().unwrap()),
@@ -156,7 +163,7 @@ async fn a_database_server_that_cannot_be_trusted_is_refused_and_taken_once_mend
     outbox.wait_all_sent(60 * SECOND).await;
 
     // A new password, in the server and then in the file.
-    outbox.db.run("ALTER ROLE relay PASSWORD 'relay-renewed'").await;
+    outbox.db.run("ALTER ROLE rotated PASSWORD 'relay-renewed'").await;
     outbox
         .db
         .run("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'outbox-relay'")
@@ -166,7 +173,7 @@ async fn a_database_server_that_cannot_be_trusted_is_refused_and_taken_once_mend
     })
     .await;
     outbox.insert(11, 10, 2).await;
-    replace(&url_file, &outbox.database_url.replace("relay-secret", "relay-renewed"));
+    replace(&url_file, &url.replace("relay-secret", "relay-renewed"));
     outbox.wait_all_sent(60 * SECOND).await;
     for secret in ["relay-secret", "relay-renewed"] {
         assert!(!relay.log_text().contains(secret), "{}", relay.log_text());

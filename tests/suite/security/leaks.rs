@@ -256,7 +256,12 @@ async fn logins_bodies_and_dead_letters_are_not_in_the_log() {
             false => ("", format!("CREATE ROLE {user} LOGIN PASSWORD '{password}'")),
         };
         outbox.db.run(&create).await;
-        for table in ["outbox", "outbox_relay_shares", "outbox_relay_members"] {
+        for table in [
+            "outbox",
+            "outbox_relay_shares",
+            "outbox_relay_members",
+            "outbox_relay_pauses",
+        ] {
             let grant = format!("GRANT SELECT, INSERT, UPDATE, DELETE ON {table} TO {user}{at}");
             outbox.db.run(&grant).await;
         }
