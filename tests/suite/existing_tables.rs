@@ -128,7 +128,7 @@ async fn a_debezium_table_is_relayed_as_it_is(database: &str) {
     assert!(out.contains("routing_key ← \"{aggregatetype}.{type}\""), "{out}");
     let relay = with(&outbox, variables).env("RELAY_RETRY_MAX_ATTEMPTS", "1").spawn();
     let consumer = Consumer::start(&outbox.amqp_url, "q");
-    let first = consumer.wait_for(|received| received.len() == 1, 30 * SECOND).await;
+    let first = consumer.wait_distinct(1, 30 * SECOND).await;
     assert_eq!(first[0].routing_key, "Order.OrderCreated");
     let kind = first[0].properties.kind().as_ref().map(ToString::to_string);
     assert_eq!(kind.as_deref(), Some("OrderCreated"));
@@ -143,10 +143,10 @@ async fn a_debezium_table_is_relayed_as_it_is(database: &str) {
         insert_event(&outbox, database, &key.to_string(), kind, &payload).await;
     }
     // A tombstone, and one that nobody wants.
-    consumer.wait_for(|received| received.len() == 40, 30 * SECOND).await;
+    consumer.wait_distinct(40, 30 * SECOND).await;
     insert_event(&outbox, database, "1", "OrderDeleted", "NULL").await;
     insert_event(&outbox, database, "2", "Unwanted", "'{}'").await;
-    let received = consumer.wait_for(|received| received.len() == 41, 30 * SECOND).await;
+    let received = consumer.wait_distinct(41, 30 * SECOND).await;
     assert!(received[40].body.is_empty());
     for (key, numbers) in numbers(&received[..40]) {
         let mut sorted = numbers.clone();
@@ -219,7 +219,7 @@ async fn rows_stay_until_they_are_confirmed_and_two_relays_share_them(database: 
         }
     };
     tokio::join!(write(0), write(1), write(2), write(3), write(4));
-    let received = consumer.wait_for(|received| received.len() >= 330, 60 * SECOND).await;
+    let received = consumer.wait_distinct(330, 60 * SECOND).await;
     for (key, numbers) in numbers(&received) {
         let first: i64 = key.parse().expect("a number");
         assert_eq!(
@@ -284,7 +284,7 @@ async fn message_ids_are_of_any_type(database: &str) {
             expected.push(id);
         }
     }
-    let received = consumer.wait_for(|received| received.len() == 3, 30 * SECOND).await;
+    let received = consumer.wait_distinct(3, 30 * SECOND).await;
     let mut ids: Vec<_> = received.iter().map(|message| message.message_id.as_str()).collect();
     ids.sort_unstable();
     expected.sort_unstable();
@@ -342,7 +342,7 @@ async fn refusals_without_columns_are_seen_replayed_and_discarded(database: &str
     }
     let relay: Relay = with(&outbox, &variables).spawn();
     let consumer = Consumer::start(&outbox.amqp_url, "q");
-    consumer.wait_for(|received| received.len() == 2, 30 * SECOND).await;
+    consumer.wait_distinct(2, 30 * SECOND).await;
     let dead = "SELECT count(*) FROM outbox_relay_failures WHERE dead_at IS NOT NULL AND attempts = 2";
     until("two dead letters", 20 * SECOND, async || {
         outbox.db.number(dead).await == 2
@@ -360,7 +360,7 @@ async fn refusals_without_columns_are_seen_replayed_and_discarded(database: &str
     outbox.db.run("UPDATE events SET topic = 'good' WHERE seq = 2").await;
     let (code, out, err) = outbox.command(&["dead-letters", "replay", "2"], &variables).await;
     assert_eq!(code, Some(0), "{out}{err}");
-    consumer.wait_for(|received| received.len() == 3, 20 * SECOND).await;
+    consumer.wait_distinct(3, 20 * SECOND).await;
     let (code, out, err) = outbox
         .command(&["dead-letters", "discard", "4", "--yes"], &variables)
         .await;

@@ -80,7 +80,7 @@ async fn an_alarm_costs_latency_only() {
     let relay = outbox.relay().env("RELAY_PUBLISH_CONFIRM_TIMEOUT", "1s").spawn();
     let consumer = Consumer::start(&outbox.amqp_url, "q");
     outbox.insert(0, 1_000, 100).await;
-    consumer.wait_for(|received| received.len() == 1_000, 30 * SECOND).await;
+    consumer.wait_distinct(1_000, 30 * SECOND).await;
     rabbit.memory_alarm(true).await;
     outbox.insert(1_000, 20_000, 100).await;
     relay
@@ -168,7 +168,7 @@ async fn a_database_that_is_away_is_waited_for() {
     let relay = outbox.relay().spawn();
     let consumer = Consumer::start(&outbox.amqp_url, "q");
     outbox.insert(0, 1_000, 100).await;
-    consumer.wait_for(|received| received.len() == 1_000, 30 * SECOND).await;
+    consumer.wait_distinct(1_000, 30 * SECOND).await;
     outbox.wait_all_sent(20 * SECOND).await;
     postgres.kill9().await;
     until("the relay says that the database is away", 20 * SECOND, async || {
@@ -193,17 +193,17 @@ async fn a_transaction_that_took_its_id_first_and_commits_last_is_sent() {
     let relay = outbox.relay().env("RELAY_POLL_SWEEP_INTERVAL", "50s").spawn();
     let consumer = Consumer::start(&outbox.amqp_url, "q");
     outbox.insert(0, 10, 10).await;
-    consumer.wait_for(|received| received.len() == 10, 30 * SECOND).await;
+    consumer.wait_distinct(10, 30 * SECOND).await;
     let mut late = session(&outbox.database_url).await;
     let insert =
         "INSERT INTO outbox (routing_key, ordering_key, payload) VALUES ('good', 'late', '{\"key\": 77, \"n\": 1}')";
     late.execute("BEGIN").await.unwrap();
     late.execute(insert).await.unwrap();
     outbox.insert(10, 1_000, 10).await;
-    consumer.wait_for(|received| received.len() == 1_010, 30 * SECOND).await;
+    consumer.wait_distinct(1_010, 30 * SECOND).await;
     late.execute("COMMIT").await.unwrap();
     // No sweep comes within this time: the skipped id itself is watched.
-    consumer.wait_for(|received| received.len() == 1_011, 10 * SECOND).await;
+    consumer.wait_distinct(1_011, 10 * SECOND).await;
     drop(relay);
 }
 
@@ -213,7 +213,7 @@ async fn a_late_commit_goes_before_the_next_row_of_its_key_when_writers_are_seri
     let _relay = outbox.relay().env("RELAY_POLL_SWEEP_INTERVAL", "50s").spawn();
     let consumer = Consumer::start(&outbox.amqp_url, "q");
     outbox.insert(0, 10, 10).await;
-    consumer.wait_for(|received| received.len() == 10, 30 * SECOND).await;
+    consumer.wait_distinct(10, 30 * SECOND).await;
     let mut expected = 10;
     for round in 0..30 {
         let n = 1_000 + 2 * round;
@@ -234,16 +234,12 @@ async fn a_late_commit_goes_before_the_next_row_of_its_key_when_writers_are_seri
         };
         let commit = async {
             outbox.insert(10_000 + round * 10, 10, 10).await;
-            consumer
-                .wait_for(|received| received.len() >= expected + 10, 30 * SECOND)
-                .await;
+            consumer.wait_distinct(expected + 10, 30 * SECOND).await;
             first.execute("COMMIT").await.unwrap();
         };
         tokio::join!(next, commit);
         expected += 12;
-        consumer
-            .wait_for(|received| received.len() >= expected, 30 * SECOND)
-            .await;
+        consumer.wait_distinct(expected, 30 * SECOND).await;
     }
     judge(&consumer.snapshot());
 }
@@ -273,7 +269,7 @@ async fn a_relay_that_starts_before_the_table_is_there_waits_and_says_so() {
         .await
         .unwrap();
     let consumer = Consumer::start(&amqp_url, "q");
-    consumer.wait_for(|received| received.len() == 1, 20 * SECOND).await;
+    consumer.wait_distinct(1, 20 * SECOND).await;
     assert_eq!(relay.get("/readyz").await.0, 200);
 }
 
@@ -295,9 +291,7 @@ async fn a_million_rows_of_a_blocked_key_slow_no_other_key_and_fill_no_memory() 
         .env("RELAY_RETRY_MAX_DELAY", "1h")
         .spawn();
     let consumer = Consumer::start(&outbox.amqp_url, "q");
-    let received = consumer
-        .wait_for(|received| received.len() == 20_000, 120 * SECOND)
-        .await;
+    let received = consumer.wait_distinct(20_000, 120 * SECOND).await;
     judge(&received);
     assert_eq!(relay.metric("outbox_relay_blocked_keys").await, Some(1.0));
     assert!(memory(&relay) < 150_000_000, "{}", memory(&relay));
@@ -329,9 +323,7 @@ async fn a_key_that_was_blocked_goes_on_in_order_when_its_exchange_appears() {
         .await;
     declare(&outbox.amqp_url, "later", "q2", Kind::Classic, &["good"]).await;
     let consumer = Consumer::start(&outbox.amqp_url, "q2");
-    let received = consumer
-        .wait_for(|received| received.len() >= 12_000, 60 * SECOND)
-        .await;
+    let received = consumer.wait_distinct(12_000, 60 * SECOND).await;
     let arrived = judge(&received);
     assert_eq!((arrived.distinct, arrived.duplicates), (12_000, 0));
     outbox.wait_all_sent(Duration::from_secs(20)).await;
@@ -361,11 +353,11 @@ async fn rows_under_ids_long_passed_are_found_by_the_sweep() {
     let _relay = outbox.relay().env("RELAY_POLL_SWEEP_INTERVAL", "500ms").spawn();
     let consumer = Consumer::start(&outbox.amqp_url, "q");
     outbox.insert(0, 100, 10).await;
-    consumer.wait_for(|received| received.len() >= 100, 30 * SECOND).await;
+    consumer.wait_distinct(100, 30 * SECOND).await;
     // As after a restore with a sequence that begins anew.
     outbox.db.run("ALTER TABLE outbox ALTER id RESTART WITH 1").await;
     outbox.insert(100, 100, 10).await;
-    let received = consumer.wait_for(|received| received.len() >= 200, 30 * SECOND).await;
+    let received = consumer.wait_distinct(200, 30 * SECOND).await;
     assert_eq!(judge(&received).distinct, 200);
 }
 
@@ -387,7 +379,7 @@ async fn a_relay_that_starts_during_an_alarm_waits_for_its_end() {
     rabbit.memory_alarm(false).await;
     let consumer = Consumer::start(&outbox.amqp_url, "q");
     outbox.wait_all_sent(60 * SECOND).await;
-    let received = consumer.wait_for(|received| received.len() >= 2_000, 30 * SECOND).await;
+    let received = consumer.wait_distinct(2_000, 30 * SECOND).await;
     let arrived = judge(&received);
     assert_eq!((arrived.distinct, arrived.duplicates), (2_000, 0));
     let timeouts = "outbox_relay_publish_failures_total{reason=\"timeout\"}";
@@ -404,7 +396,7 @@ async fn one_message_in_flight_at_a_time_is_enough() {
         .spawn();
     let consumer = Consumer::start(&outbox.amqp_url, "q");
     outbox.insert(0, 200, 3).await;
-    let received = consumer.wait_for(|received| received.len() >= 200, 60 * SECOND).await;
+    let received = consumer.wait_distinct(200, 60 * SECOND).await;
     assert_eq!(judge(&received).duplicates, 0);
 }
 
@@ -421,7 +413,7 @@ async fn the_first_row_of_an_empty_table_arrives() {
         .await;
     let consumer = Consumer::start(&outbox.amqp_url, "q");
     outbox.insert(0, 1, 1).await;
-    consumer.wait_for(|received| received.len() == 1, 10 * SECOND).await;
+    consumer.wait_distinct(1, 10 * SECOND).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -439,12 +431,12 @@ async fn a_table_that_takes_no_refusals_or_marks_of_some_rows_stops_no_others() 
     outbox.insert(0, 2_000, 100).await;
     let _relay = outbox.relay().spawn();
     let consumer = Consumer::start(&outbox.amqp_url, "q");
-    consumer.wait_for(|received| received.len() >= 2_001, 60 * SECOND).await;
+    consumer.wait_distinct(2_001, 60 * SECOND).await;
     until("all others are marked", 30 * SECOND, async || {
         outbox.db.unsent().await == 2
     })
     .await;
     outbox.insert(2_000, 1_000, 100).await;
-    let received = consumer.wait_for(|received| received.len() >= 3_001, 60 * SECOND).await;
+    let received = consumer.wait_distinct(3_001, 60 * SECOND).await;
     assert_eq!(judge(&received).duplicates, 0);
 }

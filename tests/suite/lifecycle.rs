@@ -117,9 +117,7 @@ async fn with_drain_on_no_row_of_a_job_stays_behind_its_pod() {
         duplicates: 0,
     };
     let consumer = Consumer::start(&outbox.amqp_url, "q");
-    let received = consumer
-        .wait_for(|received| received.len() >= all.distinct, 60 * SECOND)
-        .await;
+    let received = consumer.wait_distinct(all.distinct, 60 * SECOND).await;
     assert_eq!(judge(&received), all);
 }
 
@@ -140,9 +138,7 @@ async fn with_drain_off_the_next_pod_sends_the_rest_and_nothing_twice() {
         duplicates: 0,
     };
     let consumer = Consumer::start(&outbox.amqp_url, "q");
-    let received = consumer
-        .wait_for(|received| received.len() >= all.distinct, 60 * SECOND)
-        .await;
+    let received = consumer.wait_distinct(all.distinct, 60 * SECOND).await;
     assert_eq!(judge(&received), all);
 }
 

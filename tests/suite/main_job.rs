@@ -9,7 +9,7 @@ async fn rows_arrive_once_in_order_and_are_marked(outbox: Outbox) {
     for round in 0..5 {
         outbox.insert(round * 1_000, 1_000, 100).await;
     }
-    let received = consumer.wait_for(|received| received.len() >= 5_000, 60 * SECOND).await;
+    let received = consumer.wait_distinct(5_000, 60 * SECOND).await;
     outbox.wait_all_sent(10 * SECOND).await;
     relay.sigterm();
     assert!(relay.wait(30 * SECOND).await.success());

@@ -43,16 +43,12 @@ async fn a_late_commit_goes_before_the_next_row_of_its_key_when_writers_are_seri
         };
         let commit = async {
             outbox.insert(10_000 + round * 10, 10, 10).await;
-            consumer
-                .wait_for(|received| received.len() >= expected + 10, 30 * SECOND)
-                .await;
+            consumer.wait_distinct(expected + 10, 30 * SECOND).await;
             first.execute("COMMIT").await.expect("committed");
         };
         tokio::join!(next, commit);
         expected += 12;
-        consumer
-            .wait_for(|received| received.len() >= expected, 30 * SECOND)
-            .await;
+        consumer.wait_distinct(expected, 30 * SECOND).await;
     }
     judge(&consumer.snapshot());
 }
@@ -160,7 +156,7 @@ async fn an_insert_storm_under_repeatable_read_waits_for_nobody() {
         writer.await.expect("all was written");
     }
     let all = (WRITERS * TRANSACTIONS * 2) as usize;
-    let received = consumer.wait_for(|received| received.len() >= all, 60 * SECOND).await;
+    let received = consumer.wait_distinct(all, 60 * SECOND).await;
     assert_eq!(
         judge(&received),
         Arrived {

@@ -51,7 +51,7 @@ async fn a_key_behind_a_dead_letter_goes_on_after_replay_and_after_discard(outbo
         .env("RELAY_POLL_SWEEP_INTERVAL", "300ms")
         .spawn();
     let consumer = Consumer::start(&outbox.amqp_url, "q");
-    consumer.wait_for(|received| received.len() == 2, 30 * SECOND).await;
+    consumer.wait_distinct(2, 30 * SECOND).await;
     until("a dead letter", 20 * SECOND, async || dead(&outbox).await == 1).await;
 
     // It is seen: by status, with the row that blocks the key, and by the list.
@@ -98,7 +98,7 @@ async fn a_key_behind_a_dead_letter_goes_on_after_replay_and_after_discard(outbo
     let (code, out, _) = command(&outbox, &["dead-letters", "replay", "--key", "a", "--json"], &[]).await;
     let done: Value = serde_json::from_str(&out).unwrap();
     assert_eq!((code, &done["replayed"]), (Some(0), &1.into()), "{out}");
-    let received = consumer.wait_for(|received| received.len() == 6, 20 * SECOND).await;
+    let received = consumer.wait_distinct(6, 20 * SECOND).await;
     judge(&received);
 
     // And with a discard.
@@ -116,7 +116,7 @@ async fn a_key_behind_a_dead_letter_goes_on_after_replay_and_after_discard(outbo
         err.contains("an operator discarded dead letters") && err.contains("[7]"),
         "{err}"
     );
-    consumer.wait_for(|received| received.len() == 7, 20 * SECOND).await;
+    consumer.wait_distinct(7, 20 * SECOND).await;
     assert_eq!(dead(&outbox).await, 0);
 }
 
@@ -154,7 +154,7 @@ async fn two_operators_replay_once_and_a_running_relay_sends_in_order(outbox: Ou
     };
     assert_eq!((one.0, two.0), (Some(0), Some(0)), "{} {}", one.2, two.2);
     assert_eq!(replayed(&one.1) + replayed(&two.1), 1_000, "{} {}", one.1, two.1);
-    judge(&consumer.wait_for(|received| received.len() == 1_000, 30 * SECOND).await);
+    judge(&consumer.wait_distinct(1_000, 30 * SECOND).await);
 }
 
 #[tokio::test(flavor = "multi_thread")]

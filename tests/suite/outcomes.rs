@@ -115,7 +115,7 @@ async fn poison_rows_become_dead_letters_and_good_rows_do_not_notice() {
         }
         outbox.insert(round * 1_000 + 500, 500, 50).await;
     }
-    let received = consumer.wait_for(|received| received.len() >= 3_000, 60 * SECOND).await;
+    let received = consumer.wait_distinct(3_000, 60 * SECOND).await;
     judge(&received);
     outbox.wait_all_sent(60 * SECOND).await;
     let dead = outbox
@@ -171,7 +171,7 @@ async fn a_full_queue_spends_no_attempts_and_drains_when_there_is_room() {
         .env("RELAY_RETRY_MAX_ATTEMPTS", "1")
         .spawn();
     let consumer = Consumer::start(&outbox.amqp_url, "q");
-    consumer.wait_for(|received| received.len() >= 1_000, 60 * SECOND).await;
+    consumer.wait_distinct(1_000, 60 * SECOND).await;
     relay
         .wait_metric(
             "outbox_relay_publish_failures_total{reason=\"nack\"}",
@@ -239,7 +239,7 @@ async fn a_dead_letter_blocks_its_key_if_asked_until_it_is_gone() {
     };
     let consumer = Consumer::start(&outbox.amqp_url, "q");
     let mut first = relay();
-    consumer.wait_for(|received| received.len() == 102, 30 * SECOND).await;
+    consumer.wait_distinct(102, 30 * SECOND).await;
     until("the third row is a dead letter", 10 * SECOND, async || {
         outbox
             .db
@@ -253,12 +253,12 @@ async fn a_dead_letter_blocks_its_key_if_asked_until_it_is_gone() {
     assert!(first.wait(30 * SECOND).await.success());
     let _second = relay();
     outbox.insert(200, 100, 10).await;
-    let received = consumer.wait_for(|received| received.len() >= 202, 30 * SECOND).await;
+    let received = consumer.wait_distinct(202, 30 * SECOND).await;
     assert_eq!(received.len(), 202, "the key waits");
     db.execute("DELETE FROM outbox WHERE dead_at IS NOT NULL")
         .await
         .unwrap();
-    let received = consumer.wait_for(|received| received.len() == 209, 30 * SECOND).await;
+    let received = consumer.wait_distinct(209, 30 * SECOND).await;
     judge(&received);
 }
 
@@ -275,7 +275,7 @@ async fn a_delayed_row_waits(outbox: Outbox) {
         .await;
     let _relay = outbox.relay().spawn();
     let consumer = Consumer::start(&outbox.amqp_url, "q");
-    let received = consumer.wait_for(|received| received.len() == 3, 30 * SECOND).await;
+    let received = consumer.wait_distinct(3, 30 * SECOND).await;
     judge(&received);
     assert!(received[0].text().contains("\"key\": 2"), "{}", received[0].text());
     let early = "SELECT count(*) FROM outbox WHERE sent_at < available_at";
@@ -303,9 +303,9 @@ async fn a_header_tells_what_was_surely_not_published_before_from_the_rest() {
         .env("RELAY_MESSAGE_REPEAT_HEADER", "outbox-repeat")
         .spawn();
     let consumer = Consumer::start(&outbox.amqp_url, "q");
-    consumer.wait_for(|received| received.len() == 100, 30 * SECOND).await;
+    consumer.wait_distinct(100, 30 * SECOND).await;
     outbox.insert(100, 100, 10).await;
-    let received = consumer.wait_for(|received| received.len() == 200, 30 * SECOND).await;
+    let received = consumer.wait_distinct(200, 30 * SECOND).await;
     let may_repeat = |message: &Received| message.headers.inner()["outbox-repeat"].as_bool();
     assert!(received[..100].iter().all(|message| may_repeat(message) == Some(true)));
     // Those that a probe or a sweep found first could be repetitions for all that is known.

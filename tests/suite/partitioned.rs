@@ -77,7 +77,7 @@ async fn a_partitioned_table_is_sent_in_order_marked_and_purged() {
         .run("DROP TABLE outbox_2001; CREATE TABLE outbox_2001_june PARTITION OF outbox FOR VALUES FROM ('2001-06-01') TO ('2001-07-01')")
         .await;
     outbox.db.run(&format!("{INSERT}(5000, 6999) AS n")).await;
-    let received = consumer.wait_for(|received| received.len() >= 7_001, 60 * SECOND).await;
+    let received = consumer.wait_distinct(7_001, 60 * SECOND).await;
     let arrived = judge(&received);
     assert_eq!((arrived.distinct, arrived.duplicates), (7_001, 0));
     outbox.wait_all_sent(30 * SECOND).await;
@@ -97,7 +97,7 @@ async fn a_partitioned_table_is_sent_in_order_marked_and_purged() {
 
     let _relay = outbox.relay().env("RELAY_OUTBOX_ON_SENT", "delete").spawn();
     outbox.db.run(&format!("{INSERT}(7000, 7999) AS n")).await;
-    let received = consumer.wait_for(|received| received.len() >= 8_001, 60 * SECOND).await;
+    let received = consumer.wait_distinct(8_001, 60 * SECOND).await;
     assert_eq!(judge(&received).distinct, 8_001);
     until("they are deleted", 30 * SECOND, async || {
         count("outbox").await == all - old

@@ -58,7 +58,7 @@ async fn a_paused_exchange_waits_with_its_keys_while_others_flow_and_a_restart_r
     done(&outbox, &["resume"]).await;
     outbox.wait_all_sent(30 * SECOND).await;
     let consumer = Consumer::start(&outbox.amqp_url, "q");
-    let received = consumer.wait_for(|received| received.len() >= 40, 30 * SECOND).await;
+    let received = consumer.wait_distinct(40, 30 * SECOND).await;
     let apart: Vec<_> = received
         .iter()
         .filter(|message| number(&message.body) <= 20)

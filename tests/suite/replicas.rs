@@ -104,7 +104,7 @@ async fn a_killed_replica_is_taken_over(outbox: Outbox) {
     relays.remove(0).kill9();
     let killed = Instant::now();
     outbox.insert(0, 1_000, 200).await;
-    let received = consumer.wait_for(|received| received.len() >= 1_000, 60 * SECOND).await;
+    let received = consumer.wait_distinct(1_000, 60 * SECOND).await;
     println!("taken over after {:?}", killed.elapsed());
     assert_eq!(judge(&received).distinct, 1_000);
     wait_spread(&relays, &[16.0]).await;
@@ -206,9 +206,7 @@ async fn ten_thousand_rows_due_at_once_are_sent_once_by_three_replicas() {
              SELECT 'good', json_build_object('key', n, 'n', n), now() + interval '2 seconds' FROM generate_series(1, 10000) AS n",
         )
         .await;
-    let received = consumer
-        .wait_for(|received| received.len() >= 10_000, 60 * SECOND)
-        .await;
+    let received = consumer.wait_distinct(10_000, 60 * SECOND).await;
     outbox.wait_all_sent(30 * SECOND).await;
     let exactly = Arrived {
         distinct: 10_000,
@@ -226,7 +224,7 @@ async fn one_partition_is_one_active_relay_with_standbys_that_take_over() {
     wait_spread(&relays, &[0.0, 1.0]).await;
     let consumer = Consumer::start(&outbox.amqp_url, "q");
     outbox.insert(0, 100, 10).await;
-    consumer.wait_for(|received| received.len() >= 100, 30 * SECOND).await;
+    consumer.wait_distinct(100, 30 * SECOND).await;
     for relay in &relays {
         assert_eq!(relay.get("/readyz").await.0, 200, "a standby is ready");
     }
@@ -235,7 +233,7 @@ async fn one_partition_is_one_active_relay_with_standbys_that_take_over() {
     ended.sigterm();
     assert!(ended.wait(30 * SECOND).await.success());
     outbox.insert(100, 100, 10).await;
-    let received = consumer.wait_for(|received| received.len() >= 200, 30 * SECOND).await;
+    let received = consumer.wait_distinct(200, 30 * SECOND).await;
     assert_eq!(judge(&received).duplicates, 0);
 }
 
@@ -274,13 +272,13 @@ async fn two_relays_on_one_sqlite_file_take_turns() {
     wait_spread(&relays, &[0.0, 1.0]).await;
     let consumer = Consumer::start(&outbox.amqp_url, "q");
     outbox.insert(0, 500, 50).await;
-    consumer.wait_for(|received| received.len() >= 500, 30 * SECOND).await;
+    consumer.wait_distinct(500, 30 * SECOND).await;
     let active = if owned(&relays[0]).await == 1.0 { 0 } else { 1 };
     let mut ended = relays.remove(active);
     ended.sigterm();
     assert!(ended.wait(30 * SECOND).await.success());
     outbox.insert(500, 500, 50).await;
-    let received = consumer.wait_for(|received| received.len() >= 1_000, 30 * SECOND).await;
+    let received = consumer.wait_distinct(1_000, 30 * SECOND).await;
     assert_eq!(judge(&received).duplicates, 0);
 }
 
@@ -303,8 +301,8 @@ async fn relays_on_two_tables_of_one_database_do_not_see_each_other() {
         Consumer::start(&outbox.amqp_url, "q"),
         Consumer::start(&outbox.amqp_url, "q2"),
     );
-    first.wait_for(|received| received.len() == 100, 30 * SECOND).await;
-    second.wait_for(|received| received.len() == 1, 30 * SECOND).await;
+    first.wait_distinct(100, 30 * SECOND).await;
+    second.wait_distinct(1, 30 * SECOND).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -314,7 +312,7 @@ async fn no_transaction_is_open_and_no_insert_waits_while_the_broker_is_awaited(
     let relay = outbox.relay().spawn();
     let consumer = Consumer::start(&outbox.amqp_url, "q");
     outbox.insert(0, 100, 10).await;
-    consumer.wait_for(|received| received.len() == 100, 30 * SECOND).await;
+    consumer.wait_distinct(100, 30 * SECOND).await;
     outbox.wait_all_sent(30 * SECOND).await;
     rabbit.freeze();
     outbox.insert(100, 5_000, 100).await;

@@ -18,9 +18,7 @@ async fn ten_stops_under_load(outbox: Outbox) {
     }
     let _last = outbox.relay().spawn();
     outbox.wait_all_sent(60 * SECOND).await;
-    let received = consumer
-        .wait_for(|received| received.len() >= 30_000, 60 * SECOND)
-        .await;
+    let received = consumer.wait_distinct(30_000, 60 * SECOND).await;
     let all = Arrived {
         distinct: 30_000,
         duplicates: 0,
@@ -45,7 +43,7 @@ async fn a_stop_while_the_broker_takes_nothing_ends_with_the_grace() {
     let mut relay = outbox.relay().env("RELAY_SHUTDOWN_GRACE", "2s").spawn();
     let consumer = Consumer::start(&outbox.amqp_url, "q");
     outbox.insert(0, 10, 10).await;
-    consumer.wait_for(|received| received.len() == 10, 30 * SECOND).await;
+    consumer.wait_distinct(10, 30 * SECOND).await;
     rabbit.memory_alarm(true).await;
     outbox.insert(10, 100, 10).await;
     relay
@@ -58,7 +56,7 @@ async fn a_stop_while_the_broker_takes_nothing_ends_with_the_grace() {
     rabbit.memory_alarm(false).await;
     let _next = outbox.relay().spawn();
     outbox.wait_all_sent(60 * SECOND).await;
-    let received = consumer.wait_for(|received| received.len() >= 110, 30 * SECOND).await;
+    let received = consumer.wait_distinct(110, 30 * SECOND).await;
     assert_eq!(judge(&received).distinct, 110);
 }
 
@@ -69,7 +67,7 @@ async fn a_second_signal_ends_at_once() {
     let mut relay = outbox.relay().env("RELAY_SHUTDOWN_GRACE", "10m").spawn();
     let consumer = Consumer::start(&outbox.amqp_url, "q");
     outbox.insert(0, 10, 10).await;
-    consumer.wait_for(|received| received.len() == 10, 30 * SECOND).await;
+    consumer.wait_distinct(10, 30 * SECOND).await;
     // What a consumer has, the relay may not know to be confirmed yet.
     outbox.wait_all_sent(30 * SECOND).await;
     rabbit.freeze();
@@ -122,7 +120,7 @@ async fn deleted_when_sent_if_asked() {
         let mut relay = outbox.relay().env("RELAY_OUTBOX_ON_SENT", "delete").spawn();
         let consumer = Consumer::start(&outbox.amqp_url, "q");
         outbox.insert(0, 2_000, 100).await;
-        let received = consumer.wait_for(|received| received.len() >= 2_000, 60 * SECOND).await;
+        let received = consumer.wait_distinct(2_000, 60 * SECOND).await;
         relay.sigterm();
         assert!(relay.wait(30 * SECOND).await.success());
         assert_eq!(outbox.db.number("SELECT count(*) FROM outbox").await, 0);

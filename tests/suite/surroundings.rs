@@ -28,9 +28,7 @@ async fn three_relays_behind_a_pooler_in_transaction_mode_share_and_send_once() 
         }
         outbox.insert(0, 20_000, 100).await;
         outbox.wait_all_sent(60 * SECOND).await;
-        let received = consumer
-            .wait_for(|received| received.len() >= 20_000, 30 * SECOND)
-            .await;
+        let received = consumer.wait_distinct(20_000, 30 * SECOND).await;
         let arrived = judge(&received);
         assert_eq!((arrived.distinct, arrived.duplicates), (20_000, 0), "{settings:?}");
         let tried = outbox.db.number("SELECT count(*) FROM outbox WHERE attempts > 0").await;
@@ -116,12 +114,10 @@ async fn a_snapshot_held_open_for_long_stops_nothing() {
         outbox.insert(10 + round * 10_000, 10_000, 500).await;
         outbox.wait_all_sent(60 * SECOND).await;
         let all = 10 + (round as usize + 1) * 10_000;
-        consumer.wait_for(|received| received.len() >= all, 60 * SECOND).await;
+        consumer.wait_distinct(all, 60 * SECOND).await;
     }
     reader.execute("COMMIT").await.unwrap();
-    let received = consumer
-        .wait_for(|received| received.len() >= 200_010, 60 * SECOND)
-        .await;
+    let received = consumer.wait_distinct(200_010, 60 * SECOND).await;
     let arrived = judge(&received);
     assert_eq!((arrived.distinct, arrived.duplicates), (200_010, 0));
 }
@@ -198,7 +194,7 @@ async fn a_relay_with_a_wrong_clock_in_another_time_zone_does_all_by_the_databas
                  FROM generate_series(1000, 1049) AS n";
     outbox.db.run(later).await;
     outbox.insert(0, 5_000, 100).await;
-    let received = consumer.wait_for(|received| received.len() >= 5_050, 60 * SECOND).await;
+    let received = consumer.wait_distinct(5_050, 60 * SECOND).await;
     let arrived = judge(&received);
     assert_eq!((arrived.distinct, arrived.duplicates), (5_050, 0));
     outbox.wait_all_sent(30 * SECOND).await;
@@ -252,7 +248,7 @@ async fn with_the_trigger_a_sleeping_relay_is_woken_by_an_insert() {
         .await;
         outbox.insert(round * 10, 10, 10).await;
         let all = (round as usize + 1) * 10;
-        consumer.wait_for(|received| received.len() >= all, 20 * SECOND).await;
+        consumer.wait_distinct(all, 20 * SECOND).await;
     }
     let arrived = judge(&consumer.snapshot());
     assert_eq!((arrived.distinct, arrived.duplicates), (200, 0));
@@ -285,5 +281,5 @@ async fn a_pooler_that_swallows_the_wake_up_is_noticed_and_polling_goes_on() {
     .await;
     let consumer = Consumer::start(&outbox.amqp_url, "q");
     outbox.insert(0, 100, 10).await;
-    consumer.wait_for(|received| received.len() == 100, 30 * SECOND).await;
+    consumer.wait_distinct(100, 30 * SECOND).await;
 }

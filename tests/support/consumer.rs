@@ -213,6 +213,16 @@ impl Consumer {
         self.received.lock().expect("no panic while locked").len()
     }
 
+    /// Waits until that many different messages were received, however many copies of them came, and returns all.
+    pub async fn wait_distinct(&self, count: usize, timeout: Duration) -> Vec<Received> {
+        let enough = |received: &[Received]| {
+            let ids: HashSet<&str> = received.iter().map(|message| message.message_id.as_str()).collect();
+            ids.len() >= count
+        };
+        self.wait_for(|received| received.len() >= count && enough(received), timeout)
+            .await
+    }
+
     /// Waits until the condition holds for all that was received so far, and returns that.
     pub async fn wait_for(&self, condition: impl Fn(&[Received]) -> bool, timeout: Duration) -> Vec<Received> {
         let end = Instant::now() + timeout;

@@ -43,7 +43,7 @@ async fn a_watermill_table_is_relayed() {
     assert_eq!(code, Some(0), "{out}");
     let _relay = with(&outbox, &variables).spawn();
     let consumer = Consumer::start(&outbox.amqp_url, "q");
-    let received = consumer.wait_for(|received| received.len() == 1, 30 * SECOND).await;
+    let received = consumer.wait_distinct(1, 30 * SECOND).await;
     assert_eq!(received[0].message_id, "01890b2e-0000-7000-8000-000000000001");
     assert_eq!(received[0].text(), "{\"id\": 1}");
     assert!(received[0].headers.inner().contains_key("name") && received[0].properties.timestamp().is_some());
@@ -104,7 +104,8 @@ async fn ids_that_sqlite_gives_again_are_other_rows() {
             1,
             "the same id each time"
         );
-        let received = consumer.wait_for(|received| received.len() == n, 10 * SECOND).await;
+        // Their message ids repeat, too: they are made of the id.
+        let received = consumer.wait_for(|received| received.len() >= n, 10 * SECOND).await;
         assert_eq!(received[n - 1].text(), n.to_string());
         until("it is gone", 10 * SECOND, async || {
             outbox.db.number("SELECT count(*) FROM events").await == 0

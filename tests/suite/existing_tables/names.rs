@@ -83,7 +83,7 @@ pub(super) async fn names_templates_and_headers_are_what_the_variables_say(datab
         .await;
     let _relay = with(&outbox, &variables).spawn();
     let consumer = Consumer::start(&outbox.amqp_url, "q");
-    let received = consumer.wait_for(|received| received.len() == 4, 30 * SECOND).await;
+    let received = consumer.wait_distinct(4, 30 * SECOND).await;
     assert_eq!(
         (received[0].text().as_str(), received[1].text().as_str()),
         ("one", "two")

@@ -62,7 +62,7 @@ async fn all_works(outbox: &Outbox, database: &str, variables: &[(&str, &str)], 
         .env("RELAY_RETRY_MAX_ATTEMPTS", "2")
         .env("RELAY_OUTBOX_RETENTION", "1s")
         .spawn();
-    consumer.wait_for(|received| received.len() >= 20, 60 * SECOND).await;
+    consumer.wait_distinct(20, 60 * SECOND).await;
     until("all but the dead letter is gone", 60 * SECOND, async || {
         outbox.db.number(&rows.count).await == 1 && outbox.db.number(&rows.dead).await == 1
     })
