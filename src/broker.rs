@@ -51,13 +51,34 @@ pub enum Doubt {
     Disconnected,
 }
 
-/// The fate of every message of a batch.
+/// The fate of every message of the oldest batches of a lane.
 #[derive(Debug)]
 pub struct BatchReport {
-    /// One outcome per message, in the order of the batch.
+    /// How many batches these were.
+    pub batches: usize,
+    /// One outcome per message, in any order.
     pub outcomes: Vec<(RowId, Outcome)>,
-    /// Set when the whole connection must be retired; says why.
+    /// Set when the whole connection must be retired; says why. The lane has no batch any more.
     pub broken: Option<String>,
+}
+
+impl BatchReport {
+    fn of(batches: usize) -> Self {
+        Self {
+            batches,
+            outcomes: Vec::new(),
+            broken: None,
+        }
+    }
+
+    /// The connection must be retired, and nobody knows what became of these messages.
+    fn broken(&mut self, doubt: Doubt, messages: impl IntoIterator<Item = Arc<Message>>, why: String) {
+        let unknown = messages
+            .into_iter()
+            .map(|message| (message.row, Outcome::Unknown(doubt)));
+        self.outcomes.extend(unknown);
+        self.broken = Some(why);
+    }
 }
 
 /// A broker that can be connected to.
@@ -95,12 +116,19 @@ pub trait Session: Send + Sync {
     async fn close(&self);
 }
 
-/// One AMQP channel. Owned by one task: two tasks on a channel would swap delivery tags.
+/// One AMQP channel, whose messages keep their order. Owned by one task: two tasks on a channel would swap delivery tags.
 #[async_trait]
 pub trait Lane: Send {
-    /// Publishes a batch in order and waits for all its confirms, within the confirm timeout (which stands still while
-    /// the broker is blocked). `message_id`s within a batch are unique.
-    async fn publish(&mut self, batch: &[Arc<Message>]) -> BatchReport;
+    /// Takes a batch, to be published behind those that are under way. `message_id`s are unique among all of them.
+    fn begin(&mut self, batch: Vec<Arc<Message>>);
+
+    /// Ends when [`Lane::report`] has something to do. Must be called while a batch is under way: nothing goes out
+    /// without. Can be dropped at any time.
+    async fn wait(&mut self);
+
+    /// What became of the oldest batches, once that is certain or the confirm timeout has passed (it stands still while
+    /// the broker is blocked). Must not be dropped before its end, nor be called when no batch is under way.
+    async fn report(&mut self) -> BatchReport;
 }
 
 /// No connection could be made.

@@ -74,6 +74,8 @@ enum Event {
     Report {
         generation: Generation,
         lane: usize,
+        /// How many of the lane's batches these were.
+        batches: usize,
         outcomes: Vec<(RowId, Outcome)>,
         /// The connection is of no more use.
         broken: bool,

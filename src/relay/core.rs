@@ -71,7 +71,7 @@ pub(super) struct Core {
 
 struct LaneSlot {
     batches: mpsc::Sender<Batch>,
-    idle: bool,
+    under_way: usize,
 }
 
 impl Core {
@@ -173,16 +173,14 @@ impl Core {
             return;
         }
         for number in 0..self.lanes.len() {
-            if !self.lanes[number].idle {
-                continue;
-            }
-            let batch = self.dispatcher.next_batch(number);
+            let lane = &mut self.lanes[number];
+            let batch = self.dispatcher.next_batch(number, lane.under_way);
             if batch.is_empty() {
                 continue;
             }
-            self.lanes[number].idle = false;
+            lane.under_way += 1;
             // A lane that ended takes nothing more; its messages are unknown when its connection is retired.
-            let _ = self.lanes[number].batches.try_send(batch);
+            let _ = lane.batches.try_send(batch);
         }
     }
 
@@ -258,7 +256,7 @@ impl Core {
             Event::Connected { generation, lanes } => {
                 self.lanes = lanes
                     .into_iter()
-                    .map(|batches| LaneSlot { batches, idle: true })
+                    .map(|batches| LaneSlot { batches, under_way: 0 })
                     .collect();
                 self.generation = Some(generation);
                 self.dispatcher.connected(generation);
@@ -272,6 +270,7 @@ impl Core {
             Event::Report {
                 generation,
                 lane,
+                batches,
                 outcomes,
                 broken,
             } => {
@@ -279,7 +278,7 @@ impl Core {
                     self.dispatcher.outcome(generation, row, outcome, now);
                 }
                 if self.generation == Some(generation) {
-                    self.lanes[lane].idle = true;
+                    self.lanes[lane].under_way -= batches;
                     if broken {
                         self.cut_off();
                     }

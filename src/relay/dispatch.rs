@@ -24,13 +24,13 @@ mod shares;
 mod tests;
 
 use std::cmp::Reverse;
-use std::collections::{BTreeSet, BinaryHeap, HashMap, VecDeque};
+use std::collections::{BTreeSet, BinaryHeap, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::broker::Confirmed;
 use crate::config::{OnDeadLetter, Ordering};
-use crate::message::{Copies, Invalid, Message, MessageRules, OrderingKey, RowId};
+use crate::message::{Copies, Invalid, Message, MessageId, MessageRules, OrderingKey, RowId};
 use crate::store::{Failure, Lease, NextStep};
 
 pub use pauses::Paused;
@@ -45,6 +45,9 @@ pub type Time = Duration;
 
 /// Which connection to the broker: an outcome of an older one never settles a row.
 pub type Generation = u64;
+
+/// Batches under way on a lane at the most: with one behind another the broker has always something to do.
+pub const LANE_DEPTH: usize = 4;
 
 /// The bounds within which rows are dispatched.
 #[derive(Debug, Clone)]
@@ -171,6 +174,8 @@ pub struct Dispatcher {
     /// The connection in use; `None`: nothing can be published.
     generation: Option<Generation>,
     in_flight: usize,
+    /// The `message_id`s of what is in flight.
+    ids: HashSet<MessageId>,
     confirmed: usize,
     stubs: usize,
     bytes: u64,
@@ -201,6 +206,7 @@ impl Dispatcher {
             pauses: Pauses::unknown(),
             generation: None,
             in_flight: 0,
+            ids: HashSet::new(),
             confirmed: 0,
             stubs: 0,
             bytes: 0,

@@ -1,6 +1,7 @@
 //! Keeps a connection to the broker, with its lanes. A connection that failed in any way is retired whole: closed, its
 //! lanes ended and their last outcomes told, before the next one is opened under a new generation number.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -9,13 +10,13 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tracing::{info, warn};
 
-use crate::broker::{Broker, Connected, Lane, Session};
+use crate::broker::{BatchReport, Broker, Connected, Lane, Session};
 use crate::health::Health;
 use crate::message::{Compression, Message};
 use crate::metrics::Metrics;
 
 use super::Event;
-use super::dispatch::Generation;
+use super::dispatch::{Generation, LANE_DEPTH};
 use super::outage::Outage;
 
 /// How often the connection's state is looked at.
@@ -92,7 +93,7 @@ impl Publisher {
         let mut tasks = JoinSet::new();
         let mut senders = Vec::with_capacity(lanes.len());
         for (number, lane) in lanes.into_iter().enumerate() {
-            let (sender, batches) = mpsc::channel(1);
+            let (sender, batches) = mpsc::channel(LANE_DEPTH);
             senders.push(sender);
             let task = LaneTask {
                 lane,
@@ -176,28 +177,50 @@ struct LaneTask {
 }
 
 impl LaneTask {
+    /// Until it is given no more batches and has told of all, or the connection is of no more use.
     async fn run(mut self, mut batches: mpsc::Receiver<Batch>) {
-        while let Some(batch) = batches.recv().await {
-            let batch = compressed(batch, self.compression).await;
-            let start = Instant::now();
-            let report = self.lane.publish(&batch).await;
-            self.metrics.batch(batch.len(), start.elapsed());
-            let broken = report.broken.clone();
-            let event = Event::Report {
-                generation: self.generation,
-                lane: self.number,
-                outcomes: report.outcomes,
-                broken: broken.is_some(),
-            };
-            if self.events.send(event).await.is_err() {
-                return;
-            }
-            if let Some(reason) = broken {
-                // Another lane may have told already.
-                let _ = self.broken.try_send(reason);
-                return;
+        // How many messages each batch under way has, and when it was begun.
+        let mut under_way = VecDeque::new();
+        let mut open = true;
+        while open || !under_way.is_empty() {
+            tokio::select! {
+                batch = batches.recv(), if open => match batch {
+                    Some(batch) => {
+                        let batch = compressed(batch, self.compression).await;
+                        under_way.push_back((batch.len(), Instant::now()));
+                        self.lane.begin(batch);
+                    }
+                    None => open = false,
+                },
+                () = self.lane.wait(), if !under_way.is_empty() => {
+                    let report = self.lane.report().await;
+                    for (messages, since) in under_way.drain(..report.batches) {
+                        self.metrics.batch(messages, since.elapsed());
+                    }
+                    if !self.tell(report).await {
+                        return;
+                    }
+                }
             }
         }
+    }
+
+    /// False when nothing more can be published here.
+    async fn tell(&mut self, report: BatchReport) -> bool {
+        let event = Event::Report {
+            generation: self.generation,
+            lane: self.number,
+            batches: report.batches,
+            outcomes: report.outcomes,
+            broken: report.broken.is_some(),
+        };
+        if self.events.send(event).await.is_err() {
+            return false;
+        }
+        let Some(reason) = report.broken else { return true };
+        // Another lane may have told already.
+        let _ = self.broken.try_send(reason);
+        false
     }
 }
 

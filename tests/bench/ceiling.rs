@@ -96,7 +96,8 @@ async fn publish(
         if messages.is_empty() {
             return confirmed;
         }
-        let report = lane.publish(messages).await;
+        lane.begin(messages.to_vec());
+        let report = lane.report().await;
         let good = |(_, outcome): &(RowId, Outcome)| matches!(outcome, Outcome::Confirmed(_));
         assert!(
             report.broken.is_none() && report.outcomes.iter().all(good),

@@ -1,11 +1,13 @@
 //! The lanes against a real RabbitMQ: what became of each message is known exactly, or said to be unknown.
 
+mod following;
+
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use outbox_relay::broker::amqp::{Amqp, AmqpOptions};
-use outbox_relay::broker::{BatchReport, Broker, Connected, Doubt, Outcome};
+use outbox_relay::broker::{BatchReport, Broker, Connected, Doubt, Lane, Outcome};
 use outbox_relay::config::{Secret, Tls};
 use outbox_relay::message::{Copies, Headers, Message, OwnHeaders, Properties, RowId};
 use uuid::Uuid;
@@ -45,6 +47,14 @@ fn message(row: i64, exchange: &str, routing_key: &str) -> Arc<Message> {
     })
 }
 
+/// Publishes a batch with nothing else under way.
+async fn publish(lane: &mut Box<dyn Lane>, batch: &[Arc<Message>]) -> BatchReport {
+    lane.begin(batch.to_vec());
+    let report = lane.report().await;
+    assert_eq!(report.batches, 1);
+    report
+}
+
 /// The outcomes by row, each row exactly once.
 fn by_row(report: BatchReport, batch: &[Arc<Message>]) -> Vec<Outcome> {
     let mut outcomes = report.outcomes;
@@ -72,7 +82,7 @@ async fn unroutable_are_told_apart(kind: Kind) {
         let batch: Vec<_> = (0..250)
             .map(|row| message(row, "events", if random.bool() { "good" } else { "nowhere" }))
             .collect();
-        let report = connected.lanes[round % 2].publish(&batch).await;
+        let report = publish(&mut connected.lanes[round % 2], &batch).await;
         assert_eq!(report.broken, None);
         for (outcome, message) in by_row(report, &batch).iter().zip(&batch) {
             if message.routing_key == "good" {
@@ -127,7 +137,7 @@ async fn where_duplicates_are_dropped_only_a_copy_of_unknown_fate_that_comes_bac
     };
     // A broker that drops a duplicate answers as one that has no queue for it.
     let dropped = batch("nowhere");
-    for (outcome, copies) in by_row(connected.lanes[0].publish(&dropped).await, &dropped)
+    for (outcome, copies) in by_row(publish(&mut connected.lanes[0], &dropped).await, &dropped)
         .iter()
         .zip(all)
     {
@@ -139,7 +149,7 @@ async fn where_duplicates_are_dropped_only_a_copy_of_unknown_fate_that_comes_bac
     }
     let taken = batch("good");
     assert!(
-        by_row(connected.lanes[0].publish(&taken).await, &taken)
+        by_row(publish(&mut connected.lanes[0], &taken).await, &taken)
             .iter()
             .all(is_confirmed)
     );
@@ -173,7 +183,7 @@ async fn what_an_alternate_exchange_routes_is_delivered_and_what_it_cannot_route
     .await;
     let mut connected = connect(&url).await;
     let batch = ["rare", "nowhere"].map(|key| message(if key == "rare" { 0 } else { 1 }, "events", key));
-    let outcomes = by_row(connected.lanes[0].publish(&batch).await, &batch);
+    let outcomes = by_row(publish(&mut connected.lanes[0], &batch).await, &batch);
     assert!(is_confirmed(&outcomes[0]), "{outcomes:?}");
     assert!(matches!(outcomes[1], Outcome::Unroutable(_)), "{outcomes:?}");
     connected.session.close().await;
@@ -193,14 +203,14 @@ async fn a_full_queue_nacks_and_the_lane_goes_on() {
     let lane = &mut connected.lanes[0];
     until("the full queue nacks", 10 * SECOND, async || {
         let batch: Vec<_> = (0..20).map(|row| message(row, "events", "full")).collect();
-        let report = lane.publish(&batch).await;
+        let report = publish(lane, &batch).await;
         by_row(report, &batch).contains(&Outcome::Nacked)
     })
     .await;
     let batch: Vec<_> = (0..100)
         .map(|row| message(row, "events", if row % 2 == 0 { "full" } else { "free" }))
         .collect();
-    let outcomes = by_row(lane.publish(&batch).await, &batch);
+    let outcomes = by_row(publish(lane, &batch).await, &batch);
     assert!(outcomes.iter().skip(1).step_by(2).all(is_confirmed), "{outcomes:?}");
     assert!(
         outcomes.iter().step_by(2).all(|outcome| *outcome == Outcome::Nacked),
@@ -217,7 +227,7 @@ async fn a_missing_exchange_is_found_without_losing_a_confirm() {
     let exchange = |row: i64| if row % 10 == 3 { "missing" } else { "events" };
     for _ in 0..3 {
         let batch: Vec<_> = (0..100).map(|row| message(row, exchange(row), "good")).collect();
-        let report = lane.publish(&batch).await;
+        let report = publish(lane, &batch).await;
         assert_eq!(report.broken, None);
         for (outcome, message) in by_row(report, &batch).iter().zip(&batch) {
             match message.exchange.as_str() {
@@ -246,7 +256,7 @@ async fn an_exchange_deleted_after_it_was_seen_costs_only_its_own_messages() {
     let lane = &mut connected.lanes[0];
     let exchange = |row: i64| if row % 5 == 0 { "gone" } else { "events" };
     let batch: Vec<_> = (0..50).map(|row| message(row, exchange(row), "good")).collect();
-    assert!(by_row(lane.publish(&batch).await, &batch).iter().all(is_confirmed));
+    assert!(by_row(publish(lane, &batch).await, &batch).iter().all(is_confirmed));
     let admin = lapin::Connection::connect(&url, lapin::ConnectionProperties::default())
         .await
         .unwrap();
@@ -255,7 +265,7 @@ async fn an_exchange_deleted_after_it_was_seen_costs_only_its_own_messages() {
         .exchange_delete("gone".into(), lapin::options::ExchangeDeleteOptions::default())
         .await
         .unwrap();
-    let report = lane.publish(&batch).await;
+    let report = publish(lane, &batch).await;
     assert_eq!(report.broken, None);
     for (outcome, message) in by_row(report, &batch).iter().zip(&batch) {
         match message.exchange.as_str() {
@@ -278,7 +288,7 @@ async fn a_refused_exchange_costs_only_its_own_messages() {
     let exchange = |row: i64| if row % 10 == 3 { "secret" } else { "events" };
     for _ in 0..3 {
         let batch: Vec<_> = (0..50).map(|row| message(row, exchange(row), "good")).collect();
-        let report = lane.publish(&batch).await;
+        let report = publish(lane, &batch).await;
         assert_eq!(report.broken, None);
         for (outcome, message) in by_row(report, &batch).iter().zip(&batch) {
             match message.exchange.as_str() {
@@ -301,7 +311,7 @@ async fn a_user_id_that_is_not_the_login_is_refused_alone() {
     let mut forged = (*batch[7]).clone();
     forged.properties.user_id = Some("somebody-else".to_owned());
     batch[7] = Arc::new(forged);
-    let report = connected.lanes[0].publish(&batch).await;
+    let report = publish(&mut connected.lanes[0], &batch).await;
     assert_eq!(report.broken, None);
     for (row, outcome) in by_row(report, &batch).iter().enumerate() {
         match row {
@@ -324,12 +334,12 @@ async fn a_silent_broker_is_given_up_after_the_confirm_timeout() {
     let mut connected = broker.connect().await.expect("connects");
     let batch: Vec<_> = (0..50).map(|row| message(row, "events", "good")).collect();
     assert!(
-        by_row(connected.lanes[0].publish(&batch).await, &batch)
+        by_row(publish(&mut connected.lanes[0], &batch).await, &batch)
             .iter()
             .all(is_confirmed)
     );
     proxy.stall();
-    let report = connected.lanes[0].publish(&batch).await;
+    let report = publish(&mut connected.lanes[0], &batch).await;
     assert!(
         report
             .broken
@@ -364,7 +374,7 @@ async fn a_cut_leaves_every_message_confirmed_or_unknown() {
     for round in 0..10 {
         let mut connected = broker.connect().await.expect("connects");
         let batch: Vec<_> = (0..2_000).map(|row| message(row, "events", "good")).collect();
-        let publishing = connected.lanes[0].publish(&batch);
+        let publishing = publish(&mut connected.lanes[0], &batch);
         let cut = async {
             tokio::time::sleep(Duration::from_millis(5 * round)).await;
             proxy.reset();
@@ -400,7 +410,7 @@ async fn a_memory_alarm_stops_the_clock_of_the_confirm_timeout() {
     let batch: Vec<_> = (0..50).map(|row| message(row, "events", "good")).collect();
     let mut lane = lanes.remove(0);
     let watched = batch.clone();
-    let publishing = tokio::spawn(async move { lane.publish(&watched).await });
+    let publishing = tokio::spawn(async move { publish(&mut lane, &watched).await });
     until("the connection is blocked", 10 * SECOND, async || session.blocked()).await;
     let blocked_since = Instant::now();
     until("three confirm timeouts pass", 10 * SECOND, async || {
@@ -480,7 +490,7 @@ async fn a_confirm_puts_a_message_before_all_later_ones(kind: Kind) {
         let lanes = if row % 2 == 0 { &mut old.lanes } else { &mut new.lanes };
         let batch = [message(row, "events", "good")];
         assert!(
-            by_row(lanes[(row / 2 % 2) as usize].publish(&batch).await, &batch)
+            by_row(publish(&mut lanes[(row / 2 % 2) as usize], &batch).await, &batch)
                 .iter()
                 .all(is_confirmed)
         );
@@ -490,11 +500,11 @@ async fn a_confirm_puts_a_message_before_all_later_ones(kind: Kind) {
     let proxy = Proxy::start(SocketAddr::from(([127, 0, 0, 1], rabbit.port()))).await;
     let mut zombie = connect(&proxy.through(&url)).await;
     proxy.delay(Duration::from_millis(300));
-    let publishing = zombie.lanes[0].publish(&late);
+    let publishing = publish(&mut zombie.lanes[0], &late);
     let overtaking = async {
         let batch = [message(200, "events", "good")];
         assert!(
-            by_row(new.lanes[0].publish(&batch).await, &batch)
+            by_row(publish(&mut new.lanes[0], &batch).await, &batch)
                 .iter()
                 .all(is_confirmed)
         );

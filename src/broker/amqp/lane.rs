@@ -1,25 +1,29 @@
-//! A lane: one channel, one batch at a time, and the truth about every message of it.
+//! A lane: one channel, its batches in order, and the truth about every message of them.
 //!
-//! lapin attaches a returned message to whichever confirm completes next. So nothing is decided before *all* confirms
-//! of a batch are in: by then every return has been attached to some confirm of the same batch, and the returned
-//! `message_id`s, taken as a set, name exactly the unroutable messages.
+//! lapin attaches a returned message to whichever confirm of the channel completes next. So a batch is judged when all
+//! its confirms are in, and by the answers to *all* that is under way on the channel: if none of them brought a return,
+//! nothing of the batch was returned, since the return of a message comes before its own confirm, and some confirm that
+//! has completed carries it. As soon as one brings a return, nothing more is sent until every confirm is in: then every
+//! return has been attached to some confirm, and the returned `message_id`s, taken as a set, name exactly the
+//! unroutable messages.
 
-use std::collections::{HashMap, VecDeque};
+mod alone;
+mod answers;
+
+use std::collections::VecDeque;
+use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
-use futures_util::FutureExt;
-use futures_util::future::join_all;
-use lapin::options::BasicPublishOptions;
-use lapin::{Channel, Confirmation, PublisherConfirm};
+use lapin::Channel;
 
-use crate::broker::{BatchReport, Confirmed, Doubt, Lane, Outcome, Session};
-use crate::message::{Copies, Message, OwnHeaders, RowId};
+use crate::broker::{BatchReport, Doubt, Lane, Outcome, Session};
+use crate::message::{Message, OwnHeaders, RowId};
 
 use super::AmqpOptions;
-use super::connection::{Connection, ExchangeCheck, soft_error};
-use super::properties::{properties, short};
+use super::connection::Connection;
+use answers::Answer;
 
 /// How often the clock of the confirm timeout is advanced; it stands still while the broker is blocked.
 const TICK: Duration = Duration::from_millis(100);
@@ -28,12 +32,6 @@ const TICK: Duration = Duration::from_millis(100);
 const REOPEN_ATTEMPTS: u32 = 10;
 const REOPEN_PAUSE: Duration = Duration::from_millis(50);
 
-/// Unroutable messages must come back, not vanish.
-const MANDATORY: BasicPublishOptions = BasicPublishOptions {
-    mandatory: true,
-    immediate: false,
-};
-
 type Group = Vec<Arc<Message>>;
 
 pub(super) struct AmqpLane {
@@ -41,26 +39,43 @@ pub(super) struct AmqpLane {
     channel: Channel,
     confirm_timeout: Duration,
     own_headers: OwnHeaders,
+    /// Batches that were not begun.
+    waiting: VecDeque<Group>,
+    sending: Option<Sending>,
+    /// Batches that were sent, oldest first.
+    sent: VecDeque<Sent>,
+    /// Why the batch that is in `sending` cannot be sent.
+    failure: Option<String>,
+    /// Something came back: no verdict, and nothing more is sent, before all confirms are in.
+    came_back: bool,
+    /// How often the channel was closed for no reason while the same messages were under way.
+    gone: u32,
+    /// The time during which the broker was not blocked, and when that was last looked at.
+    clock: Duration,
+    looked: Instant,
 }
 
-/// What publishing a group of messages led to.
-struct Attempt {
-    /// Messages whose fate is known.
-    settled: Vec<(RowId, Outcome)>,
-    /// The others, in their order.
-    unsettled: Group,
-    end: End,
+/// A batch that is being written to the socket.
+struct Sending {
+    batch: Arc<Group>,
+    since: Duration,
+    work: Pin<Box<dyn Future<Output = Result<Sent, String>> + Send>>,
 }
 
-enum End {
-    /// Every confirm came.
-    Complete,
-    /// The broker closed the channel, for this reason, because of one of the messages.
-    ChannelClosed { code: u16, text: String },
-    /// The channel was closed before anything was sent on it.
-    ChannelGone,
-    /// The connection is of no more use.
-    Broken(Doubt, String),
+/// A batch that was written to the socket.
+struct Sent {
+    group: Group,
+    /// One for each message of `group`, in the same order.
+    answers: Vec<Answer>,
+    /// What was known before it was sent.
+    outcomes: Vec<(RowId, Outcome)>,
+    since: Duration,
+}
+
+impl Sent {
+    fn is_answered(&self) -> bool {
+        self.answers.iter().all(Answer::is_here)
+    }
 }
 
 impl AmqpLane {
@@ -70,368 +85,238 @@ impl AmqpLane {
             connection,
             confirm_timeout: options.confirm_timeout,
             own_headers: options.own_headers.clone(),
+            waiting: VecDeque::new(),
+            sending: None,
+            sent: VecDeque::new(),
+            failure: None,
+            came_back: false,
+            gone: 0,
+            clock: Duration::ZERO,
+            looked: Instant::now(),
         })
     }
 
-    /// Sets aside the messages whose exchange is missing; the others are ready to be published.
-    async fn check_exchanges(&self, batch: &[Arc<Message>], report: &mut BatchReport) -> Result<Group, String> {
-        let mut missing: HashMap<&str, String> = HashMap::new();
-        let mut good = Group::with_capacity(batch.len());
-        let mut last_good = None;
-        for message in batch {
-            let exchange = message.exchange.as_str();
-            if last_good != Some(exchange) && !missing.contains_key(exchange) {
-                match self.connection.look_at_exchange(exchange).await {
-                    Ok(ExchangeCheck::Present) => last_good = Some(exchange),
-                    Ok(ExchangeCheck::Missing(text)) => {
-                        missing.insert(exchange, text);
-                    }
-                    Err(error) => return Err(error.to_string()),
-                }
-            }
-            match missing.get(exchange) {
-                Some(text) => report.outcomes.push((message.row, Outcome::NoExchange(text.clone()))),
-                None => good.push(message.clone()),
-            }
+    /// Begins to write the next batch to the socket, if it can go together with what is under way.
+    fn send_next(&mut self) {
+        if self.sending.is_some() || self.came_back || !self.connection.suspects().is_empty() {
+            return;
         }
-        Ok(good)
-    }
-
-    /// Messages of exchanges that refused one before go last and alone.
-    fn groups(&self, messages: Group) -> VecDeque<Group> {
-        let suspects = self.connection.suspects();
-        if suspects.is_empty() {
-            return VecDeque::from([messages]);
-        }
-        let (alone, together): (Group, Group) = messages.into_iter().partition(|m| suspects.contains(&m.exchange));
-        std::iter::once(together)
-            .chain(alone.into_iter().map(|message| vec![message]))
-            .collect()
-    }
-
-    /// Publishes `group` in order and waits for its confirms.
-    async fn attempt(&self, group: Group) -> Attempt {
-        let mut answers = Vec::with_capacity(group.len());
-        let publishing = publish_all(&self.channel, &group, &self.own_headers, &mut answers);
-        let timed_out = self.within_timeout(publishing).await.is_none();
-        let answers: Vec<_> = answers.into_iter().map(Answer::now).collect();
-        let end = self.end(&answers, timed_out);
-        let complete = matches!(end, End::Complete);
-        let (settled, unsettled) = judge(group, answers, complete, self.own_headers.dedup.is_some());
-        Attempt {
-            settled,
-            unsettled,
-            end,
-        }
-    }
-
-    /// What `work` gives, if it ends before the confirm timeout. While the broker is blocked nothing can be sent, and
-    /// the clock stands still.
-    async fn within_timeout<T>(&self, work: impl Future<Output = T>) -> Option<T> {
-        tokio::pin!(work);
-        let mut waited = Duration::ZERO;
-        while waited < self.confirm_timeout {
-            tokio::select! {
-                biased;
-                result = &mut work => return Some(result),
-                () = tokio::time::sleep(TICK) => {}
-            }
-            if !self.connection.blocked() {
-                waited += TICK;
-            }
-        }
-        None
-    }
-
-    fn end(&self, answers: &[Heard], timed_out: bool) -> End {
-        if timed_out {
-            let text = format!("no confirm within {:?}", self.confirm_timeout);
-            return End::Broken(Doubt::Timeout, text);
-        }
-        let errors = || {
-            answers.iter().filter_map(|heard| match &heard.verdict {
-                Verdict::Error(error) => Some(&**error),
-                _ => None,
+        let Some(batch) = self.waiting.pop_front() else { return };
+        let batch = Arc::new(batch);
+        let since = self.clock;
+        let (connection, channel) = (self.connection.clone(), self.channel.clone());
+        let (own_headers, messages) = (self.own_headers.clone(), batch.clone());
+        let work = async move {
+            let (group, outcomes) = alone::check_exchanges(&connection, &messages).await?;
+            let answers = answers::publish(&channel, &group, &own_headers).await;
+            Ok(Sent {
+                group,
+                answers,
+                outcomes,
+                since,
             })
         };
-        let Some(first) = errors().next() else {
-            return End::Complete;
-        };
-        if !self.connection.connected() {
-            return End::Broken(Doubt::Disconnected, first.to_string());
-        }
-        match errors().find_map(soft_error) {
-            Some((code, text)) => End::ChannelClosed { code, text },
-            None if errors().count() == answers.len() && !self.channel.status().connected() => End::ChannelGone,
-            None => End::Broken(Doubt::Disconnected, first.to_string()),
-        }
+        self.sending = Some(Sending {
+            batch,
+            since,
+            work: Box::pin(work),
+        });
     }
 
-    /// Decides what to do with the messages that were on a channel when the broker closed it.
-    fn after_refusal(&self, unsettled: Group, code: u16, text: &str, report: &mut BatchReport) -> Vec<Group> {
-        let one_exchange = unsettled.windows(2).all(|pair| pair[0].exchange == pair[1].exchange);
-        let Some(first) = unsettled.first() else {
-            return Vec::new();
-        };
-        if !one_exchange {
-            return by_exchange(unsettled);
-        }
-        if code == 404 {
-            self.connection.forget_exchange(&first.exchange);
-            let refused = |m: &Arc<Message>| (m.row, Outcome::NoExchange(text.to_owned()));
-            report.outcomes.extend(unsettled.iter().map(refused));
-            return Vec::new();
-        }
-        self.connection.suspect(&first.exchange);
-        if unsettled.len() == 1 {
-            report.outcomes.push((first.row, Outcome::Refused(text.to_owned())));
-            return Vec::new();
-        }
-        unsettled.into_iter().map(|message| vec![message]).collect()
+    /// Whether the next batch has messages of exchanges that refused one before, and can go now.
+    fn must_go_alone(&self) -> bool {
+        let idle = self.sending.is_none() && self.sent.is_empty();
+        idle && !self.waiting.is_empty() && !self.connection.suspects().is_empty()
     }
 
-    /// A new channel on the same connection. lapin may still be busy with the end of the old one (and reuses its
-    /// number), so that the first attempt can fail.
-    async fn reopen(&mut self) -> Result<(), String> {
-        let mut why = String::new();
-        for _ in 0..REOPEN_ATTEMPTS {
-            match self.within_timeout(self.connection.channel()).await {
-                Some(Ok(channel)) => {
-                    self.channel = channel;
-                    return Ok(());
-                }
-                Some(Err(error)) => why = error.to_string(),
-                None => return Err("no new channel within the time".to_owned()),
-            }
-            if !self.connection.connected() {
-                break;
-            }
-            tokio::time::sleep(REOPEN_PAUSE).await;
+    /// Whether the oldest batch under way has had its time.
+    fn timed_out(&mut self) -> bool {
+        let now = Instant::now();
+        if !self.connection.blocked() {
+            // No more at once: neither this lane nor the whole relay may have been awake.
+            self.clock += now.duration_since(self.looked).min(TICK);
         }
-        Err(format!("no new channel: {why}"))
+        self.looked = now;
+        let oldest = self.sent.front().map(|sent| sent.since);
+        let oldest = oldest.or(self.sending.as_ref().map(|sending| sending.since));
+        oldest.is_some_and(|since| self.clock >= since + self.confirm_timeout)
+    }
+
+    /// The verdict on what can be judged now.
+    async fn judge(&mut self) -> Option<BatchReport> {
+        if let Some(why) = self.failure.take() {
+            return Some(self.give_up(Doubt::Disconnected, why));
+        }
+        if self.must_go_alone() {
+            return Some(self.go_alone().await);
+        }
+        for answer in self.sent.iter_mut().flat_map(|sent| &mut sent.answers) {
+            answer.look();
+        }
+        let mut answers = self.sent.iter().flat_map(|sent| &sent.answers);
+        let failed = answers.clone().any(Answer::is_error);
+        self.came_back |= answers.any(Answer::brings_a_return);
+        let answered = self.sent.iter().take_while(|sent| sent.is_answered()).count();
+        let all = self.sent.len();
+        let sure = match (failed, self.came_back) {
+            // Of what is being sent no answers can be seen.
+            _ if self.sending.is_some() => 0,
+            (true, _) => all,
+            (false, true) if answered < all => 0,
+            (false, _) => answered,
+        };
+        if sure > 0 {
+            return Some(self.settle(sure, false).await);
+        }
+        if !self.timed_out() {
+            return None;
+        }
+        Some(match self.sending {
+            None => self.settle(all, true).await,
+            Some(_) => self.give_up(Doubt::Timeout, alone::no_confirm(self.confirm_timeout)),
+        })
+    }
+
+    /// Settles the oldest `count` batches: those that are answered, or all if the channel takes no more.
+    async fn settle(&mut self, count: usize, timed_out: bool) -> BatchReport {
+        let mut report = BatchReport::of(count);
+        let (mut group, mut answers) = (Group::new(), Vec::new());
+        for sent in self.sent.drain(..count) {
+            report.outcomes.extend(sent.outcomes);
+            if group.is_empty() {
+                (group, answers) = (sent.group, sent.answers);
+            } else {
+                group.extend(sent.group);
+                answers.extend(sent.answers);
+            }
+        }
+        self.came_back = false;
+        let failed = answers.iter().any(Answer::is_error);
+        let messages = if failed { group.clone() } else { Group::new() };
+        let attempt = self.judged(group, answers, timed_out);
+        match self.after(attempt, &mut report).await {
+            Ok(again) => self.one_by_one(again.into(), &mut report).await,
+            Err((unsettled, doubt, why)) => report.broken(doubt, unsettled.into_iter().flatten(), why),
+        }
+        self.trust_confirmed(&messages, &report);
+        self.conclude(report)
+    }
+
+    /// Publishes the next batch with nothing else under way.
+    async fn go_alone(&mut self) -> BatchReport {
+        let mut report = BatchReport::of(1);
+        let batch = self.waiting.pop_front().unwrap_or_default();
+        let check = alone::check_exchanges(&self.connection, &batch);
+        match within(self.confirm_timeout, &self.connection, check).await {
+            Some(Ok((messages, outcomes))) => {
+                report.outcomes.extend(outcomes);
+                self.one_by_one(self.groups(messages), &mut report).await;
+                self.trust_confirmed(&batch, &report);
+            }
+            Some(Err(error)) => report.broken(Doubt::Disconnected, batch, error),
+            None => report.broken(Doubt::Timeout, batch, "no answer about an exchange".to_owned()),
+        }
+        self.conclude(report)
+    }
+
+    /// The connection is of no more use. While a batch is being sent its answers cannot be seen, and without them no
+    /// other is believed: nothing that is under way is settled.
+    fn give_up(&mut self, doubt: Doubt, why: String) -> BatchReport {
+        let mut report = BatchReport::of(self.sent.len());
+        for sent in self.sent.drain(..) {
+            report.outcomes.extend(sent.outcomes);
+            report.broken(doubt, sent.group, why.clone());
+        }
+        if let Some(sending) = self.sending.take() {
+            report.batches += 1;
+            report.broken(doubt, Arc::unwrap_or_clone(sending.batch), why);
+        }
+        self.conclude(report)
+    }
+
+    /// If the connection is of no more use, no batch remains.
+    fn conclude(&mut self, mut report: BatchReport) -> BatchReport {
+        self.gone = 0;
+        if let Some(why) = report.broken.clone() {
+            let sent = self.sent.drain(..).map(|sent| sent.group);
+            for batch in sent.chain(self.waiting.drain(..)) {
+                report.batches += 1;
+                report.broken(Doubt::Disconnected, batch, why.clone());
+            }
+        }
+        report
+    }
+}
+
+/// What `work` gives, if it ends before `timeout`. While the broker is blocked nothing can be sent, and the clock stands
+/// still.
+async fn within<T>(timeout: Duration, connection: &Connection, work: impl Future<Output = T>) -> Option<T> {
+    tokio::pin!(work);
+    let mut waited = Duration::ZERO;
+    while waited < timeout {
+        tokio::select! {
+            biased;
+            result = &mut work => return Some(result),
+            () = tokio::time::sleep(TICK) => {}
+        }
+        if !connection.blocked() {
+            waited += TICK;
+        }
+    }
+    None
+}
+
+/// Ends when the batch was sent; never if there is none.
+async fn sent(sending: &mut Option<Sending>) -> Result<Sent, String> {
+    match sending {
+        Some(sending) => sending.work.as_mut().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Waits until all answers are here.
+async fn answered(batches: impl Iterator<Item = &mut Sent>) {
+    for sent in batches {
+        answers::all_here(&mut sent.answers).await;
     }
 }
 
 #[async_trait]
 impl Lane for AmqpLane {
-    async fn publish(&mut self, batch: &[Arc<Message>]) -> BatchReport {
-        let mut report = BatchReport {
-            outcomes: Vec::with_capacity(batch.len()),
-            broken: None,
-        };
-        let mut groups = match self.within_timeout(self.check_exchanges(batch, &mut report)).await {
-            Some(Ok(messages)) => self.groups(messages),
-            Some(Err(error)) => return all_unknown(batch, Doubt::Disconnected, error),
-            None => return all_unknown(batch, Doubt::Timeout, "no answer about an exchange".to_owned()),
-        };
-        let mut reopened = 0;
-        while let Some(group) = groups.pop_front() {
-            if group.is_empty() {
-                continue;
-            }
-            let attempt = self.attempt(group).await;
-            for (row, outcome) in attempt.settled {
-                report.outcomes.push((row, outcome));
-            }
-            let (again, usable) = match attempt.end {
-                End::Complete if attempt.unsettled.is_empty() => (Vec::new(), Ok(())),
-                End::Complete => (vec![attempt.unsettled], Err("an answer is missing".to_owned())),
-                End::ChannelClosed { code, text } => {
-                    let again = self.after_refusal(attempt.unsettled, code, &text, &mut report);
-                    (again, self.reopen().await)
-                }
-                End::ChannelGone => {
-                    reopened += 1;
-                    // Once is an accident of the channel; more often, something is wrong with the connection.
-                    let usable = match reopened {
-                        1 => self.reopen().await,
-                        _ => Err("the channel closes by itself".to_owned()),
-                    };
-                    (vec![attempt.unsettled], usable)
-                }
-                End::Broken(doubt, text) => {
-                    let rest = attempt.unsettled.into_iter().chain(groups.into_iter().flatten());
-                    report
-                        .outcomes
-                        .extend(rest.map(|message| (message.row, Outcome::Unknown(doubt))));
-                    report.broken = Some(text);
-                    return report;
-                }
+    fn begin(&mut self, batch: Vec<Arc<Message>>) {
+        self.waiting.push_back(batch);
+    }
+
+    async fn wait(&mut self) {
+        while self.failure.is_none() && !self.must_go_alone() {
+            self.send_next();
+            // No verdict before all answers can be seen.
+            let awaited = match (&self.sending, self.came_back) {
+                (Some(_), _) => 0,
+                (None, true) => self.sent.len(),
+                (None, false) => self.sent.len().min(1),
             };
-            for group in again.into_iter().rev() {
-                groups.push_front(group);
+            tokio::select! {
+                biased;
+                sent = sent(&mut self.sending) => match sent {
+                    Ok(sent) => {
+                        self.sending = None;
+                        self.sent.push_back(sent);
+                    }
+                    Err(error) => self.failure = Some(error),
+                },
+                () = answered(self.sent.iter_mut().take(awaited)), if awaited > 0 => return,
+                () = tokio::time::sleep(TICK) => if self.timed_out() { return },
             }
-            if let Err(why) = usable {
-                let rest = groups.into_iter().flatten();
-                report
-                    .outcomes
-                    .extend(rest.map(|message| (message.row, Outcome::Unknown(Doubt::Disconnected))));
-                report.broken = Some(why);
+        }
+    }
+
+    async fn report(&mut self) -> BatchReport {
+        loop {
+            self.wait().await;
+            if let Some(report) = self.judge().await {
                 return report;
             }
         }
-        self.trust_confirmed(batch, &report);
-        report
-    }
-}
-
-impl AmqpLane {
-    /// An exchange that took a message again is no longer suspected.
-    fn trust_confirmed(&self, batch: &[Arc<Message>], report: &BatchReport) {
-        let suspects = self.connection.suspects().clone();
-        for message in batch.iter().filter(|message| suspects.contains(&message.exchange)) {
-            let confirmed =
-                |(row, outcome): &(RowId, Outcome)| *row == message.row && matches!(outcome, Outcome::Confirmed(_));
-            if report.outcomes.iter().any(confirmed) {
-                self.connection.trust(&message.exchange);
-            }
-        }
-    }
-}
-
-/// What the broker, or lapin for it, said of one message.
-enum Verdict {
-    Ack,
-    Nack,
-    Error(Box<lapin::Error>),
-    /// Nothing yet.
-    Silence,
-}
-
-/// An answer, with the returned message that lapin attached to it: of this message, or of any other of the batch.
-struct Heard {
-    verdict: Verdict,
-    returned: Option<Box<Returned>>,
-}
-
-struct Returned {
-    message_id: String,
-    text: String,
-}
-
-/// The answer to one publish, as far as it has come.
-enum Answer {
-    Pending(PublisherConfirm),
-    Here(Heard),
-}
-
-impl Answer {
-    /// Every answer that is there must be looked at, also behind one that is missing: it may carry the return of a
-    /// message whose own confirm came without it.
-    fn now(self) -> Heard {
-        match self {
-            Answer::Here(heard) => heard,
-            Answer::Pending(confirm) => confirm.now_or_never().map_or(
-                Heard {
-                    verdict: Verdict::Silence,
-                    returned: None,
-                },
-                Heard::from,
-            ),
-        }
-    }
-}
-
-impl From<lapin::Result<Confirmation>> for Heard {
-    fn from(answer: lapin::Result<Confirmation>) -> Self {
-        let (verdict, returned) = match answer {
-            Ok(Confirmation::Ack(returned)) => (Verdict::Ack, returned),
-            Ok(Confirmation::Nack(returned)) => (Verdict::Nack, returned),
-            Ok(Confirmation::NotRequested) => (Verdict::Silence, None),
-            Err(error) => (Verdict::Error(Box::new(error)), None),
-        };
-        let returned = returned.map(|message| {
-            let id = message.delivery.properties.message_id().as_ref();
-            Box::new(Returned {
-                message_id: id.map(ToString::to_string).unwrap_or_default(),
-                text: format!("{} {}", message.reply_code, message.reply_text),
-            })
-        });
-        Self { verdict, returned }
-    }
-}
-
-/// Fills `answers` in the order of `group`, as far as it comes. The publishes are polled together and in order: lapin
-/// then writes many to the socket at once, instead of one system call each.
-async fn publish_all(channel: &Channel, group: &[Arc<Message>], own_headers: &OwnHeaders, answers: &mut Vec<Answer>) {
-    let sends = group.iter().map(|message| {
-        channel.basic_publish(
-            short(&message.exchange),
-            short(&message.routing_key),
-            MANDATORY,
-            &message.body,
-            properties(message, own_headers),
-        )
-    });
-    for sent in join_all(sends).await {
-        answers.push(match sent {
-            Ok(confirm) => Answer::Pending(confirm),
-            Err(error) => Answer::Here(Heard::from(Err(error))),
-        });
-    }
-    for answer in answers {
-        if let Answer::Pending(confirm) = answer {
-            *answer = Answer::Here(Heard::from(confirm.await));
-        }
-    }
-}
-
-/// Separates the messages whose fate is certain. In an incomplete batch a return may not have been attached to any
-/// confirm yet; then only a confirm that came without any return is plainly an ack.
-///
-/// A broker that drops duplicates (`dedup`) routes them nowhere, so that they come back like unroutable ones.
-fn judge(group: Group, answers: Vec<Heard>, complete: bool, dedup: bool) -> (Vec<(RowId, Outcome)>, Group) {
-    let attached = answers.iter().filter_map(|heard| heard.returned.as_deref());
-    let returned: HashMap<_, _> = attached.map(|r| (r.message_id.clone(), r.text.clone())).collect();
-    let mut settled = Vec::with_capacity(group.len());
-    let mut unsettled = Group::new();
-    let mut answers = answers.into_iter();
-    for message in group {
-        let unroutable = if returned.is_empty() {
-            None
-        } else {
-            returned.get(message.message_id.as_str())
-        };
-        let outcome = match (answers.next(), unroutable) {
-            (_, Some(_)) if dedup && message.copies == Copies::Unknown => confirmed(message.row),
-            (_, Some(text)) => Outcome::Unroutable(text.clone()),
-            (Some(heard), None) if matches!(heard.verdict, Verdict::Ack) && (complete || heard.returned.is_none()) => {
-                confirmed(message.row)
-            }
-            (Some(heard), None) if matches!(heard.verdict, Verdict::Nack) => Outcome::Nacked,
-            _ => {
-                unsettled.push(message);
-                continue;
-            }
-        };
-        settled.push((message.row, outcome));
-    }
-    (settled, unsettled)
-}
-
-/// What the broker confirmed: this very message without returning it, or, where it drops duplicates, an earlier copy.
-#[expect(clippy::disallowed_methods, reason = "this is where confirms are told from returns")]
-fn confirmed(row: RowId) -> Outcome {
-    Outcome::Confirmed(Confirmed::attest(row))
-}
-
-fn by_exchange(messages: Group) -> Vec<Group> {
-    let mut groups: Vec<Group> = Vec::new();
-    for message in messages {
-        match groups.iter_mut().find(|group| group[0].exchange == message.exchange) {
-            Some(group) => group.push(message),
-            None => groups.push(vec![message]),
-        }
-    }
-    groups
-}
-
-fn all_unknown(batch: &[Arc<Message>], doubt: Doubt, why: String) -> BatchReport {
-    BatchReport {
-        outcomes: batch
-            .iter()
-            .map(|message| (message.row, Outcome::Unknown(doubt)))
-            .collect(),
-        broken: Some(why),
     }
 }

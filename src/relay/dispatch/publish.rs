@@ -1,20 +1,19 @@
 //! The publishing side: batches go out, outcomes come back.
 
 use std::cmp::Reverse;
-use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 
 use crate::broker::{Confirmed, Doubt, Outcome};
 use crate::config::OnDeadLetter;
-use crate::message::{Copies, Message, MessageId, RowId};
+use crate::message::{Copies, Message, RowId};
 use crate::store::{Failure, NextStep};
 
-use super::{Content, Dispatcher, Generation, Notice, State, Time, Turn, rests};
+use super::{Content, Dispatcher, Generation, LANE_DEPTH, Notice, State, Time, Turn, rests};
 
 /// What a turn led to.
 enum Taken {
     Message(Arc<Message>),
-    /// A message with the same `message_id` is in the batch already.
+    /// A message with the same `message_id` is in flight.
     Twin(Turn),
     Nothing,
 }
@@ -44,9 +43,9 @@ impl Dispatcher {
         }
     }
 
-    /// The next batch for an idle lane (0 to `lanes - 1`); empty when nothing can go now. Its `message_id`s are unique:
-    /// returned messages are told apart by them.
-    pub fn next_batch(&mut self, lane: usize) -> Vec<Arc<Message>> {
+    /// The next batch for a lane (0 to `lanes - 1`) that has `under_way` others; empty when nothing more should go on it
+    /// now. No two messages in flight have the same `message_id`: returned messages are told apart by it.
+    pub fn next_batch(&mut self, lane: usize, under_way: usize) -> Vec<Arc<Message>> {
         let mut batch = Vec::new();
         let Some(generation) = self.generation else {
             return batch;
@@ -55,24 +54,25 @@ impl Dispatcher {
             return batch;
         }
         let share = (self.settings.in_flight / self.settings.lanes).max(1);
-        let limit = share.min(self.settings.in_flight.saturating_sub(self.in_flight));
-        // A key that stays on its lane (`pipelined`) has the shares of the other lanes too while nothing else wants them: a
-        // small batch leaves the broker idle until its last confirm. One share is kept for whatever comes meanwhile.
-        let alone = match self.in_flight {
-            0 => self.settings.in_flight.saturating_sub(share),
-            _ => 0,
+        let free = self.settings.in_flight.saturating_sub(self.in_flight);
+        // Keys that stay on this lane (`pipelined`) need not wait for its batches: they have the shares of the other lanes
+        // too, but for one, which is kept for whatever else comes. Other rows find a lane that is idle.
+        let follows = under_way > 0;
+        let limit = match under_way {
+            0 => share.min(free),
+            LANE_DEPTH.. => 0,
+            _ => share.min(free.saturating_sub(share)),
         };
-        let mut ids = HashSet::new();
         let mut twins = Vec::new();
-        while batch.len() < limit || (batch.len() < alone && self.only_pinned_to(lane)) {
+        while batch.len() < limit {
             // Alternately, so that neither keys that stay on this lane nor the others are kept waiting.
-            let pinned_first = batch.len() % 2 == 0;
-            let turn = match pinned_first {
-                true => self.pinned[lane].pop_front().or_else(|| self.ready.pop_front()),
-                false => self.ready.pop_front().or_else(|| self.pinned[lane].pop_front()),
+            let turn = match batch.len() % 2 {
+                _ if follows => self.pinned[lane].pop_front(),
+                0 => self.pinned[lane].pop_front().or_else(|| self.ready.pop_front()),
+                _ => self.ready.pop_front().or_else(|| self.pinned[lane].pop_front()),
             };
             let Some(turn) = turn else { break };
-            match self.take_turn(turn, lane, generation, &mut ids) {
+            match self.take_turn(turn, lane, generation) {
                 Taken::Message(message) => batch.push(message),
                 Taken::Twin(turn) => twins.push(turn),
                 Taken::Nothing => {}
@@ -84,13 +84,7 @@ impl Dispatcher {
         batch
     }
 
-    /// Whether all that can go now must go by this lane.
-    fn only_pinned_to(&self, lane: usize) -> bool {
-        let others = |(number, turns): (usize, &VecDeque<Turn>)| number == lane || turns.is_empty();
-        self.ready.is_empty() && self.pinned.iter().enumerate().all(others)
-    }
-
-    fn take_turn(&mut self, turn: Turn, lane: usize, generation: Generation, ids: &mut HashSet<MessageId>) -> Taken {
+    fn take_turn(&mut self, turn: Turn, lane: usize, generation: Generation) -> Taken {
         let (id, key) = match turn {
             Turn::Row(id) => (id, None),
             Turn::Key(key) => match self.keys.turn_came(&key, lane) {
@@ -107,7 +101,7 @@ impl Dispatcher {
         };
         match &mut row.content {
             Content::Ready(message) => {
-                if !ids.insert(message.message_id.clone()) {
+                if !self.ids.insert(message.message_id.clone()) {
                     if let Some(key) = key {
                         let _ = self.keys.ask_turn(&key);
                         return Taken::Twin(Turn::Key(key));
@@ -150,6 +144,9 @@ impl Dispatcher {
             return;
         };
         row.state = State::Waiting;
+        if let Content::Ready(message) = &row.content {
+            self.ids.remove(&message.message_id);
+        }
         row.copies = match outcome {
             Outcome::Unknown(_) if row.copies != Copies::Refused => Copies::Unknown,
             _ => Copies::Refused,

@@ -7,7 +7,7 @@ use uuid::Uuid;
 use crate::broker::{Confirmed, Doubt, Outcome};
 use crate::config::{OnDeadLetter, Ordering};
 use crate::message::{Copies, MessageRules, OrderingKey, OutboxRow, Payload, RowId};
-use crate::relay::dispatch::{Dispatcher, Paused, RetryPolicy, Settings, Time};
+use crate::relay::dispatch::{Dispatcher, LANE_DEPTH, Paused, RetryPolicy, Settings, Time};
 use crate::store::{Lease, NextStep, Stub};
 
 const NOW: Time = Time::from_secs(1);
@@ -75,10 +75,15 @@ pub(super) fn stub(id: i64, key: &str) -> Stub {
     }
 }
 
-/// What goes on a lane now.
+/// What goes on an idle lane now.
 pub(super) fn go(dispatcher: &mut Dispatcher, lane: usize) -> Vec<i64> {
+    follow(dispatcher, lane, 0)
+}
+
+/// What goes on a lane now that has so many batches under way.
+fn follow(dispatcher: &mut Dispatcher, lane: usize, under_way: usize) -> Vec<i64> {
     dispatcher
-        .next_batch(lane)
+        .next_batch(lane, under_way)
         .iter()
         .map(|message| message.row.0)
         .collect()
@@ -128,7 +133,30 @@ fn pipelined_rows_of_a_key_go_together_and_stay_on_their_lane_while_any_is_in_fl
 }
 
 #[test]
-fn a_pipelined_key_has_the_shares_of_other_lanes_while_nothing_else_can_go_but_for_one() {
+fn two_messages_of_one_id_are_not_in_flight_together() {
+    let mut dispatcher = connected(settings(Ordering::Pipelined));
+    let twins = [1, 2, 3].map(|id| OutboxRow {
+        message_id: row(1, "").message_id,
+        ..row(id, if id == 2 { "a" } else { "b" })
+    });
+    dispatcher.admit(twins.into(), NOW);
+    assert_eq!(go(&mut dispatcher, 0), [1]);
+    assert_eq!(
+        (follow(&mut dispatcher, 0, 1), go(&mut dispatcher, 1)),
+        (vec![], vec![])
+    );
+    confirm(&mut dispatcher, 1);
+    assert_eq!(go(&mut dispatcher, 1), [2]);
+    dispatcher.retired(1, NOW);
+    let mut rest = follow(&mut dispatcher, 0, 0);
+    confirm(&mut dispatcher, rest[0]);
+    rest.extend(go(&mut dispatcher, 0));
+    rest.sort_unstable();
+    assert_eq!(rest, [2, 3]);
+}
+
+#[test]
+fn batches_of_a_pipelined_key_follow_each_other_on_its_lane_but_leave_a_share_for_what_else_comes() {
     let connected = || {
         connected(Settings {
             lanes: 4,
@@ -139,9 +167,17 @@ fn a_pipelined_key_has_the_shares_of_other_lanes_while_nothing_else_can_go_but_f
     let many: Vec<_> = (1..31).map(|id| row(id, "a")).collect();
     let mut dispatcher = connected();
     dispatcher.admit(many.clone(), NOW);
-    assert_eq!(go(&mut dispatcher, 0).len(), 15);
+    let batches: Vec<_> = (0..LANE_DEPTH).map(|n| follow(&mut dispatcher, 0, n)).collect();
+    let ids = |ids: std::ops::RangeInclusive<i64>| ids.collect::<Vec<_>>();
+    assert_eq!(batches, [ids(1..=5), ids(6..=10), ids(11..=15), vec![]]);
     dispatcher.admit(vec![row(31, "b")], NOW);
+    assert_eq!(follow(&mut dispatcher, 0, 3), [0; 0], "other rows do not follow");
     assert_eq!(go(&mut dispatcher, 1), [31], "another key does not wait");
+    for id in 1..=5 {
+        confirm(&mut dispatcher, id);
+    }
+    assert_eq!(follow(&mut dispatcher, 0, LANE_DEPTH), [0; 0]);
+    assert_eq!(follow(&mut dispatcher, 0, 2), ids(16..=19));
     let mut dispatcher = connected();
     let others = (31..61).map(|id| row(id, &id.to_string())).collect();
     dispatcher.admit([many, others].concat(), NOW);
@@ -277,16 +313,6 @@ fn block_a_dead_letter_stops_its_key_until_a_person_deals_with_it_and_is_looked_
 }
 
 #[test]
-fn two_messages_with_one_message_id_are_not_in_one_batch() {
-    let mut dispatcher = connected(settings(Ordering::None));
-    let mut twin = row(2, "");
-    twin.message_id = row(1, "").message_id;
-    dispatcher.admit(vec![row(1, ""), twin, row(3, "")], NOW);
-    assert_eq!(go(&mut dispatcher, 0), [1, 3]);
-    assert_eq!(go(&mut dispatcher, 1), [2]);
-}
-
-#[test]
 fn a_read_that_began_before_a_mark_does_not_bring_the_row_back() {
     let mut dispatcher = connected(settings(Ordering::Strict));
     dispatcher.admit(vec![row(1, "a")], NOW);
@@ -322,7 +348,7 @@ fn what_is_known_of_earlier_copies_goes_with_every_message() {
     dispatcher.admit(vec![row(1, "a")], NOW);
     dispatcher.admit_unpublished(vec![row(2, "b"), refused_before, row(4, "d")], NOW);
     let copies = |dispatcher: &mut Dispatcher| -> Vec<_> {
-        let batch = dispatcher.next_batch(0);
+        let batch = dispatcher.next_batch(0, 0);
         batch.iter().map(|message| (message.row.0, message.copies)).collect()
     };
     let first = [

@@ -1,7 +1,7 @@
-//! A broker with lanes: a batch is taken at one moment and answered as a whole at a later one. Connections break in
-//! between, and what was on the wire then is delivered in part, at once or later.
+//! A broker with lanes: batches are taken in their order at one moment and answered as a whole at a later one. Connections
+//! break in between, and what was on the wire then is delivered in part, at once or later.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use crate::broker::{Confirmed, Doubt, Outcome};
@@ -22,19 +22,38 @@ pub(super) struct Sent {
     pub(super) outcomes: Option<Outcomes>,
 }
 
+/// A lane, seen from the broker.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Wire {
+    /// What is under way, in order.
+    pub(super) sent: VecDeque<Sent>,
+    /// Nothing more is taken: a confirm did not come in time.
+    dead: bool,
+}
+
+/// What a lane has lost with its connection.
+pub(super) struct Lost {
+    pub(super) lane: usize,
+    pub(super) batches: usize,
+    /// Messages that the broker reads from the wire yet.
+    pub(super) read: Vec<Arc<Message>>,
+    /// What the lane will report.
+    pub(super) outcomes: Outcomes,
+}
+
 #[derive(Default)]
 pub(super) struct Broker {
     pub(super) generation: Generation,
     /// The connection of this generation can be used.
     pub(super) up: bool,
     pub(super) blocked: bool,
-    pub(super) lanes: Vec<Option<Sent>>,
+    pub(super) lanes: Vec<Wire>,
     pub(super) missing: BTreeSet<usize>,
     pub(super) healed: bool,
 }
 
 impl Broker {
-    /// The broker takes a lane's batch. Returns whether the connection must be given up.
+    /// The broker takes the next batch of a lane. Returns whether the connection must be given up.
     pub(super) fn take(
         &mut self,
         lane: usize,
@@ -43,9 +62,17 @@ impl Broker {
         checks: &mut Checks,
         rng: &mut fastrand::Rng,
     ) -> bool {
-        let Some(batch) = self.lanes[lane].as_ref().map(|sent| sent.batch.clone()) else {
+        let wire = &self.lanes[lane];
+        let Some(next) = wire.sent.iter().position(|sent| sent.outcomes.is_none()) else {
             return false;
         };
+        let batch = wire.sent[next].batch.clone();
+        // A channel that was closed takes nothing more until its lane has told so and opened another.
+        let earlier = wire.sent.iter().take(next).filter_map(|sent| sent.outcomes.as_ref());
+        if wire.dead || earlier.flatten().any(is_unknown) {
+            self.lanes[lane].sent[next].outcomes = Some(unknown(&batch));
+            return false;
+        }
         let odds = &scenario.odds;
         let times_out = !self.healed && chance(rng, odds.timeout);
         let confirms = if times_out {
@@ -71,10 +98,8 @@ impl Broker {
             channel_closed = channel_closed || (closes && rng.bool());
             outcomes.push((message.row, outcome));
         }
-        self.lanes[lane] = Some(Sent {
-            batch,
-            outcomes: Some(outcomes),
-        });
+        self.lanes[lane].sent[next].outcomes = Some(outcomes);
+        self.lanes[lane].dead = times_out;
         times_out
     }
 
@@ -107,29 +132,64 @@ impl Broker {
         refusal
     }
 
-    /// The connection breaks. Returns, of each lane with a batch under way, the messages that the broker reads from the
-    /// wire yet, and what the lane will report.
-    pub(super) fn break_off(&mut self, rng: &mut fastrand::Rng) -> Vec<(usize, Vec<Arc<Message>>, Outcomes)> {
+    /// What a lane tells of the batches that were answered: of the oldest, or of all. Of what is behind a message of
+    /// unknown fate nothing more is known either. None: nothing yet.
+    pub(super) fn answer(&mut self, lane: usize, rng: &mut fastrand::Rng) -> Option<(usize, Outcomes)> {
+        let sent = &mut self.lanes[lane].sent;
+        let answered = sent.iter().take_while(|sent| sent.outcomes.is_some()).count();
+        let mut batches = if rng.bool() { answered } else { answered.min(1) };
+        let told = sent.iter().take(batches).filter_map(|sent| sent.outcomes.as_ref());
+        if told.flatten().any(is_unknown) {
+            batches = sent.len();
+        }
+        let outcomes = sent.drain(..batches).flat_map(|sent| match sent.outcomes {
+            Some(outcomes) => outcomes,
+            None => unknown(&sent.batch),
+        });
+        let outcomes = outcomes.collect();
+        (batches > 0).then_some((batches, outcomes))
+    }
+
+    /// The connection breaks. Returns what each lane with batches under way has lost.
+    pub(super) fn break_off(&mut self, rng: &mut fastrand::Rng) -> Vec<Lost> {
         self.up = false;
         self.blocked = false;
-        let mut lost = Vec::new();
-        for (lane, sent) in self.lanes.iter_mut().enumerate() {
-            let Some(sent) = sent.take() else { continue };
-            let unknown = sent
-                .batch
-                .iter()
-                .map(|m| (m.row, Outcome::Unknown(Doubt::Disconnected)));
-            match sent.outcomes {
-                Some(outcomes) if rng.bool() => lost.push((lane, Vec::new(), outcomes)),
-                Some(_) => lost.push((lane, Vec::new(), unknown.collect())),
-                None => {
-                    let read = rng.usize(0..=sent.batch.len());
-                    lost.push((lane, sent.batch[..read].to_vec(), unknown.collect()));
+        let mut all = Vec::new();
+        for (lane, wire) in self.lanes.iter_mut().enumerate() {
+            let mut lost = Lost {
+                lane,
+                batches: wire.sent.len(),
+                read: Vec::new(),
+                outcomes: Vec::new(),
+            };
+            let mut reads = !wire.dead;
+            for sent in wire.sent.drain(..) {
+                match sent.outcomes {
+                    Some(outcomes) if rng.bool() => lost.outcomes.extend(outcomes),
+                    Some(_) => lost.outcomes.extend(unknown(&sent.batch)),
+                    None => {
+                        lost.outcomes.extend(unknown(&sent.batch));
+                        let read = if reads { rng.usize(0..=sent.batch.len()) } else { 0 };
+                        reads = read == sent.batch.len();
+                        lost.read.extend_from_slice(&sent.batch[..read]);
+                    }
                 }
             }
+            if lost.batches > 0 {
+                all.push(lost);
+            }
         }
-        lost
+        all
     }
+}
+
+fn unknown(batch: &[Arc<Message>]) -> Outcomes {
+    let lost = |message: &Arc<Message>| (message.row, Outcome::Unknown(Doubt::Disconnected));
+    batch.iter().map(lost).collect()
+}
+
+fn is_unknown((_, outcome): &(RowId, Outcome)) -> bool {
+    matches!(outcome, Outcome::Unknown(_))
 }
 
 /// The outcomes of the first two messages change places.

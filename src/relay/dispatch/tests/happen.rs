@@ -6,7 +6,7 @@ use crate::config::OnDeadLetter;
 use crate::relay::dispatch::{Generation, Paused};
 use crate::relay::reader::{Answer, Read};
 
-use super::broker::{Outcomes, Sent, swap};
+use super::broker::{Lost, Outcomes, Sent, Wire, swap};
 use super::checks::What;
 use super::table::RowState;
 use super::twin::{Job, Twin};
@@ -31,7 +31,7 @@ impl World {
             }
             Event::Connect(life) if life == self.life => self.connect(),
             Event::Take(generation, lane) => self.take(generation, lane),
-            Event::Report(generation, lane, outcomes) => self.report(generation, lane, outcomes),
+            Event::Report(generation, lane, batches, outcomes) => self.report(generation, lane, batches, outcomes),
             Event::Break(0) => self.break_off(),
             Event::Break(generation) if generation == self.broker.generation => self.break_off(),
             Event::Retiring(generation) if generation == self.broker.generation => {
@@ -142,7 +142,7 @@ impl World {
         let lanes = self.scenario.settings.lanes;
         self.broker.generation += 1;
         self.broker.up = true;
-        self.broker.lanes = vec![None; lanes];
+        self.broker.lanes = vec![Wire::default(); lanes];
         relay.connected(self.broker.generation, lanes);
         self.checks.note(None, What::Connected(self.broker.generation));
     }
@@ -164,20 +164,22 @@ impl World {
         } = self;
         let times_out = broker.take(lane, table, scenario, checks, rng);
         let at = self.now + random_time(&mut self.rng, self.scenario.confirm_delay);
-        self.at(at, Event::Report(generation, lane, Vec::new()));
+        self.at(at, Event::Report(generation, lane, 0, Vec::new()));
         if times_out {
             self.at(at + Duration::from_millis(1), Event::Break(generation));
         }
     }
 
-    /// A lane's answer; of a connection that still works it is the broker's (`outcomes` is empty then).
-    fn report(&mut self, generation: Generation, lane: usize, mut outcomes: Outcomes) {
-        if outcomes.is_empty() {
+    /// A lane's answer; of a connection that still works it is the broker's (`batches` is 0 then).
+    fn report(&mut self, generation: Generation, lane: usize, mut batches: usize, mut outcomes: Outcomes) {
+        if batches == 0 {
             if generation != self.broker.generation || !self.broker.up {
                 return;
             }
-            let sent = self.broker.lanes[lane].take();
-            outcomes = sent.and_then(|sent| sent.outcomes).unwrap_or_default();
+            let Some(answer) = self.broker.answer(lane, &mut self.rng) else {
+                return;
+            };
+            (batches, outcomes) = answer;
         }
         // Of a connection that was retired nothing is believed.
         if generation == self.broker.generation {
@@ -189,7 +191,7 @@ impl World {
             swap(&mut outcomes);
         }
         if let Some(relay) = &mut self.relay {
-            relay.report(generation, lane, outcomes, self.now);
+            relay.report(generation, lane, batches, outcomes, self.now);
         }
     }
 
@@ -208,7 +210,13 @@ impl World {
     /// What was sent and not taken is read by the broker in part, now or later; lanes tell what they know, or never do.
     fn lose_the_wire(&mut self, lanes_report: bool) {
         let generation = self.broker.generation;
-        for (lane, batch, outcomes) in self.broker.break_off(&mut self.rng) {
+        for lost in self.broker.break_off(&mut self.rng) {
+            let Lost {
+                lane,
+                batches,
+                read: batch,
+                outcomes,
+            } = lost;
             let sent = Sent { batch, outcomes: None };
             if self.rng.bool() {
                 self.read_from_the_wire(&sent);
@@ -217,7 +225,7 @@ impl World {
             }
             if lanes_report && self.rng.u8(0..4) > 0 {
                 let longest = Duration::from_millis(if self.rng.u8(0..4) > 0 { 100 } else { 2_000 });
-                self.within(longest, Event::Report(generation, lane, outcomes));
+                self.within(longest, Event::Report(generation, lane, batches, outcomes));
             }
         }
     }

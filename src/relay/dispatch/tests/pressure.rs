@@ -87,7 +87,7 @@ impl Small {
             assert_eq!(recount::wrong(&self.relay.dispatcher, &self.scenario), None);
         }
         for (lane, outcomes) in reports {
-            self.relay.report(1, lane, outcomes, self.now);
+            self.relay.report(1, lane, 1, outcomes, self.now);
         }
     }
 

@@ -47,6 +47,8 @@ impl Dispatcher {
             }
         };
         same("in_flight", self.in_flight, in_flight);
+        // The ids of this world's rows differ.
+        same("ids", self.ids.len(), in_flight);
         same("confirmed", self.confirmed, confirmed);
         same("stubs", self.stubs, stubs);
         same("active", self.active(), active);

@@ -3,13 +3,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::broker::{Confirmed, Outcome};
+use crate::broker::Confirmed;
 use crate::config::{OnDeadLetter, Ordering};
-use crate::message::{Message, RowId};
+use crate::message::Message;
 use crate::relay::dispatch::{Dispatcher, Generation, Paused, Time};
 use crate::relay::reader::{Answer, Plan, Read};
 use crate::store::{Failure, Lease, Shares};
 
+use super::broker::Outcomes;
 use super::scenario::Scenario;
 use super::world::Bug;
 
@@ -41,8 +42,8 @@ pub(super) struct Twin {
     round: u64,
     settling: bool,
     oldest_mark: Option<Time>,
-    /// Whether each lane is idle; none without a connection.
-    lanes: Vec<bool>,
+    /// How many batches each lane has; none without a connection.
+    lanes: Vec<usize>,
     generation: Option<Generation>,
     /// Since when it is being stopped.
     pub(super) stopping: Option<Time>,
@@ -97,12 +98,10 @@ impl Twin {
         }
         self.dispatcher.tick(now);
         for lane in 0..self.lanes.len() {
-            if self.lanes[lane] {
-                let batch = self.dispatcher.next_batch(lane);
-                if !batch.is_empty() {
-                    self.lanes[lane] = false;
-                    begun.batches.push((lane, batch));
-                }
+            let batch = self.dispatcher.next_batch(lane, self.lanes[lane]);
+            if !batch.is_empty() {
+                self.lanes[lane] += 1;
+                begun.batches.push((lane, batch));
             }
         }
         let waiting = self.dispatcher.marks_waiting();
@@ -147,7 +146,7 @@ impl Twin {
     }
 
     pub(super) fn connected(&mut self, generation: Generation, lanes: usize) {
-        self.lanes = vec![true; lanes];
+        self.lanes = vec![0; lanes];
         self.generation = Some(generation);
         self.dispatcher.connected(generation);
     }
@@ -166,13 +165,20 @@ impl Twin {
         }
     }
 
-    pub(super) fn report(&mut self, generation: Generation, lane: usize, outcomes: Vec<(RowId, Outcome)>, now: Time) {
+    pub(super) fn report(
+        &mut self,
+        generation: Generation,
+        lane: usize,
+        batches: usize,
+        outcomes: Outcomes,
+        now: Time,
+    ) {
         let own = self.own(now);
         for (row, outcome) in outcomes {
             self.dispatcher.outcome(generation, row, outcome, own);
         }
         if self.generation == Some(generation) {
-            self.lanes[lane] = true;
+            self.lanes[lane] -= batches;
         }
     }
 

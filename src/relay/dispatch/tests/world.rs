@@ -45,7 +45,8 @@ pub(super) enum Event {
     Answered(u64, Read, Option<Answer>),
     Connect(u64),
     Take(Generation, usize),
-    Report(Generation, usize, Outcomes),
+    /// Of how many batches.
+    Report(Generation, usize, usize, Outcomes),
     /// The connection breaks.
     Break(Generation),
     Retiring(Generation),
@@ -288,14 +289,6 @@ impl World {
     fn begin(&mut self, begun: Begun) {
         let generation = self.broker.generation;
         for (lane, batch) in begun.batches {
-            let mut ids: Vec<_> = batch.iter().map(|message| message.message_id.clone()).collect();
-            ids.sort_unstable();
-            ids.dedup();
-            self.checks.must(
-                ids.len() == batch.len(),
-                Some(batch[0].row),
-                "message ids of a batch are unique",
-            );
             for message in &batch {
                 self.checks.published(&self.table, message, lane, generation);
                 if self.bug == Bug::MarkBeforeConfirm {
@@ -305,7 +298,7 @@ impl World {
             }
             // On a broken connection nobody takes it, and nobody answers.
             if self.broker.up {
-                self.broker.lanes[lane] = Some(Sent { batch, outcomes: None });
+                self.broker.lanes[lane].sent.push_back(Sent { batch, outcomes: None });
                 self.within(self.scenario.confirm_delay, Event::Take(generation, lane));
             }
         }

@@ -1,0 +1,172 @@
+//! What the broker said of each message of a batch, and what that means.
+
+use std::collections::HashMap;
+
+use futures_util::FutureExt;
+use futures_util::future::join_all;
+use lapin::options::BasicPublishOptions;
+use lapin::{Channel, Confirmation, PublisherConfirm};
+
+use crate::broker::{Confirmed, Outcome};
+use crate::message::{Copies, Message, OwnHeaders, RowId};
+
+use super::super::properties::{properties, short};
+use super::Group;
+
+/// Unroutable messages must come back, not vanish.
+const MANDATORY: BasicPublishOptions = BasicPublishOptions {
+    mandatory: true,
+    immediate: false,
+};
+
+/// What the broker, or lapin for it, said of one message.
+pub(super) enum Verdict {
+    Ack,
+    Nack,
+    Error(Box<lapin::Error>),
+    /// Nothing yet.
+    Silence,
+}
+
+/// An answer, with the returned message that lapin attached to it: of this message, or of any other of the channel.
+pub(super) struct Heard {
+    pub(super) verdict: Verdict,
+    returned: Option<Box<Returned>>,
+}
+
+struct Returned {
+    message_id: String,
+    text: String,
+}
+
+/// The answer to one publish, as far as it has come.
+pub(super) enum Answer {
+    Pending(PublisherConfirm),
+    Here(Heard),
+}
+
+impl Answer {
+    /// Takes what has come.
+    pub(super) fn look(&mut self) {
+        if let Answer::Pending(confirm) = self
+            && let Some(answer) = confirm.now_or_never()
+        {
+            *self = Answer::Here(Heard::from(answer));
+        }
+    }
+
+    pub(super) fn is_here(&self) -> bool {
+        matches!(self, Answer::Here(_))
+    }
+
+    pub(super) fn is_error(&self) -> bool {
+        matches!(self, Answer::Here(heard) if matches!(heard.verdict, Verdict::Error(_)))
+    }
+
+    pub(super) fn brings_a_return(&self) -> bool {
+        matches!(self, Answer::Here(heard) if heard.returned.is_some())
+    }
+
+    /// Every answer that is there must be looked at, also behind one that is missing: it may carry the return of a
+    /// message whose own confirm came without it.
+    pub(super) fn now(mut self) -> Heard {
+        self.look();
+        match self {
+            Answer::Here(heard) => heard,
+            Answer::Pending(_) => Heard {
+                verdict: Verdict::Silence,
+                returned: None,
+            },
+        }
+    }
+}
+
+impl From<lapin::Result<Confirmation>> for Heard {
+    fn from(answer: lapin::Result<Confirmation>) -> Self {
+        let (verdict, returned) = match answer {
+            Ok(Confirmation::Ack(returned)) => (Verdict::Ack, returned),
+            Ok(Confirmation::Nack(returned)) => (Verdict::Nack, returned),
+            Ok(Confirmation::NotRequested) => (Verdict::Silence, None),
+            Err(error) => (Verdict::Error(Box::new(error)), None),
+        };
+        let returned = returned.map(|message| {
+            let id = message.delivery.properties.message_id().as_ref();
+            Box::new(Returned {
+                message_id: id.map(ToString::to_string).unwrap_or_default(),
+                text: format!("{} {}", message.reply_code, message.reply_text),
+            })
+        });
+        Self { verdict, returned }
+    }
+}
+
+/// Publishes `group` in order. The publishes are polled together: lapin then writes many to the socket at once, instead
+/// of one system call each.
+pub(super) async fn publish(channel: &Channel, group: &Group, own_headers: &OwnHeaders) -> Vec<Answer> {
+    let sends = group.iter().map(|message: &std::sync::Arc<Message>| {
+        channel.basic_publish(
+            short(&message.exchange),
+            short(&message.routing_key),
+            MANDATORY,
+            &message.body,
+            properties(message, own_headers),
+        )
+    });
+    let sent = join_all(sends).await;
+    let answer = |sent: lapin::Result<PublisherConfirm>| match sent {
+        Ok(confirm) => Answer::Pending(confirm),
+        Err(error) => Answer::Here(Heard::from(Err(error))),
+    };
+    sent.into_iter().map(answer).collect()
+}
+
+/// Waits until all answers are here. Nothing is lost when it is dropped before.
+pub(super) async fn all_here(answers: &mut [Answer]) {
+    for answer in answers {
+        if let Answer::Pending(confirm) = answer {
+            *answer = Answer::Here(Heard::from(confirm.await));
+        }
+    }
+}
+
+/// Separates the messages whose fate is certain from the others, which keep their order. `answers` are all that came
+/// since nothing was on its way on the channel; `complete`: nothing is on its way now.
+///
+/// Otherwise a return may not have been attached to any answer yet, and only an ack that came without any return is
+/// plainly one: every return is here before the answer to its own message, so that it was attached to an earlier one.
+///
+/// A broker that drops duplicates (`dedup`) routes them nowhere, so that they come back like unroutable ones.
+pub(super) fn judge(group: Group, answers: Vec<Heard>, complete: bool, dedup: bool) -> (Vec<(RowId, Outcome)>, Group) {
+    let attached = answers.iter().filter_map(|heard| heard.returned.as_deref());
+    let returned: HashMap<_, _> = attached.map(|r| (r.message_id.clone(), r.text.clone())).collect();
+    let mut settled = Vec::with_capacity(group.len());
+    let mut unsettled = Group::new();
+    let mut answers = answers.into_iter();
+    for message in group {
+        let unroutable = if returned.is_empty() {
+            None
+        } else {
+            returned.get(message.message_id.as_str())
+        };
+        let outcome = match (answers.next(), unroutable) {
+            (_, Some(_)) if dedup && message.copies == Copies::Unknown => confirmed(message.row),
+            (_, Some(text)) => Outcome::Unroutable(text.clone()),
+            (Some(heard), None) if matches!(heard.verdict, Verdict::Ack) && (complete || heard.returned.is_none()) => {
+                confirmed(message.row)
+            }
+            (Some(heard), None) if matches!(heard.verdict, Verdict::Nack) => Outcome::Nacked,
+            _ => {
+                unsettled.push(message);
+                continue;
+            }
+        };
+        settled.push((message.row, outcome));
+    }
+    (settled, unsettled)
+}
+
+/// What the broker confirmed: this very message without returning it, or, where it drops duplicates, an earlier copy.
+#[expect(clippy::disallowed_methods, reason = "this is where confirms are told from returns")]
+fn confirmed(row: RowId) -> Outcome {
+    Outcome::Confirmed(Confirmed::attest(row))
+}
