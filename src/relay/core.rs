@@ -172,15 +172,19 @@ impl Core {
         if self.trusted_until.is_none_or(|until| Instant::now() >= until) {
             return;
         }
-        for number in 0..self.lanes.len() {
-            let lane = &mut self.lanes[number];
-            let batch = self.dispatcher.next_batch(number, lane.under_way);
-            if batch.is_empty() {
-                continue;
+        // Idle lanes first: a key that fills the window of another lane must not keep all others waiting.
+        for follow in [false, true] {
+            for (number, lane) in self.lanes.iter_mut().enumerate() {
+                while follow == (lane.under_way > 0) {
+                    let batch = self.dispatcher.next_batch(number, lane.under_way);
+                    if batch.is_empty() {
+                        break;
+                    }
+                    lane.under_way += 1;
+                    // A lane that ended takes nothing more; its messages are unknown when its connection is retired.
+                    let _ = lane.batches.try_send(batch);
+                }
             }
-            lane.under_way += 1;
-            // A lane that ended takes nothing more; its messages are unknown when its connection is retired.
-            let _ = lane.batches.try_send(batch);
         }
     }
 

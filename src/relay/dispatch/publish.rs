@@ -55,14 +55,9 @@ impl Dispatcher {
         }
         let share = (self.settings.in_flight / self.settings.lanes).max(1);
         let free = self.settings.in_flight.saturating_sub(self.in_flight);
-        // Keys that stay on this lane (`pipelined`) need not wait for its batches: they have the shares of the other lanes
-        // too, but for one, which is kept for whatever else comes. Other rows find a lane that is idle.
+        // Keys that stay on this lane (`pipelined`) need not wait for its batches. Other rows find a lane that is idle.
         let follows = under_way > 0;
-        let limit = match under_way {
-            0 => share.min(free),
-            LANE_DEPTH.. => 0,
-            _ => share.min(free.saturating_sub(share)),
-        };
+        let limit = if under_way < LANE_DEPTH { share.min(free) } else { 0 };
         let mut twins = Vec::new();
         while batch.len() < limit {
             // Alternately, so that neither keys that stay on this lane nor the others are kept waiting.

@@ -156,7 +156,7 @@ fn two_messages_of_one_id_are_not_in_flight_together() {
 }
 
 #[test]
-fn batches_of_a_pipelined_key_follow_each_other_on_its_lane_but_leave_a_share_for_what_else_comes() {
+fn batches_of_a_pipelined_key_follow_each_other_on_its_lane_until_the_window_is_full() {
     let connected = || {
         connected(Settings {
             lanes: 4,
@@ -167,17 +167,18 @@ fn batches_of_a_pipelined_key_follow_each_other_on_its_lane_but_leave_a_share_fo
     let many: Vec<_> = (1..31).map(|id| row(id, "a")).collect();
     let mut dispatcher = connected();
     dispatcher.admit(many.clone(), NOW);
-    let batches: Vec<_> = (0..LANE_DEPTH).map(|n| follow(&mut dispatcher, 0, n)).collect();
     let ids = |ids: std::ops::RangeInclusive<i64>| ids.collect::<Vec<_>>();
-    assert_eq!(batches, [ids(1..=5), ids(6..=10), ids(11..=15), vec![]]);
+    let batches: Vec<_> = (0..3).map(|n| follow(&mut dispatcher, 0, n)).collect();
+    assert_eq!(batches, [ids(1..=5), ids(6..=10), ids(11..=15)]);
+    assert_eq!(follow(&mut dispatcher, 0, LANE_DEPTH), [0; 0]);
     dispatcher.admit(vec![row(31, "b")], NOW);
-    assert_eq!(follow(&mut dispatcher, 0, 3), [0; 0], "other rows do not follow");
     assert_eq!(go(&mut dispatcher, 1), [31], "another key does not wait");
+    assert_eq!(follow(&mut dispatcher, 0, 3), ids(16..=19), "other rows do not follow");
+    assert_eq!(follow(&mut dispatcher, 0, 3), [0; 0]);
     for id in 1..=5 {
         confirm(&mut dispatcher, id);
     }
-    assert_eq!(follow(&mut dispatcher, 0, LANE_DEPTH), [0; 0]);
-    assert_eq!(follow(&mut dispatcher, 0, 2), ids(16..=19));
+    assert_eq!(follow(&mut dispatcher, 0, 3), ids(20..=24));
     let mut dispatcher = connected();
     let others = (31..61).map(|id| row(id, &id.to_string())).collect();
     dispatcher.admit([many, others].concat(), NOW);

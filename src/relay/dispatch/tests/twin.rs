@@ -97,11 +97,16 @@ impl Twin {
             self.dispatcher.pauses.forget_keys();
         }
         self.dispatcher.tick(now);
-        for lane in 0..self.lanes.len() {
-            let batch = self.dispatcher.next_batch(lane, self.lanes[lane]);
-            if !batch.is_empty() {
-                self.lanes[lane] += 1;
-                begun.batches.push((lane, batch));
+        for follow in [false, true] {
+            for (lane, under_way) in self.lanes.iter_mut().enumerate() {
+                while follow == (*under_way > 0) {
+                    let batch = self.dispatcher.next_batch(lane, *under_way);
+                    if batch.is_empty() {
+                        break;
+                    }
+                    *under_way += 1;
+                    begun.batches.push((lane, batch));
+                }
             }
         }
         let waiting = self.dispatcher.marks_waiting();
