@@ -93,6 +93,8 @@ async fn database(config: &Config) -> Vec<Line> {
         if let Ok(Some(columns)) = operator.columns().await {
             lines.push(line("columns", Ok(columns)));
         }
+        let advice = operator.advice().await.unwrap_or_default();
+        lines.extend(advice.into_iter().map(|text| warning("table", text)));
         lines.extend(clock(&*operator).await);
         lines.extend(upkeep(&*operator, config).await);
     }

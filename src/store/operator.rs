@@ -56,6 +56,9 @@ pub trait Operator: Store {
     /// For a person: which columns hold what; `None`: the table is as `migrate` makes it.
     async fn columns(&self) -> Result<Option<String>, StoreError>;
 
+    /// For a person: what works, but could be mended in the table, and how.
+    async fn advice(&self) -> Result<Vec<String>, StoreError>;
+
     /// Whether what is sent may leave this machine without TLS, by the URL and the variables.
     fn is_exposed(&self) -> bool {
         false

@@ -1,5 +1,6 @@
 //! How often something is done that can be slow: where it finds nothing or fails, for no more than a fifth of the time.
 
+use std::collections::BTreeSet;
 use std::sync::{Mutex, MutexGuard, Once, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -27,6 +28,16 @@ pub(super) fn warn_of_numbers(table: &TableName, key: &Column) {
              it (see the README)"
         );
     });
+}
+
+/// Says, once in the life of the process, what of the table works but could be mended.
+pub(super) fn advise(table: &TableName, advice: &[String]) {
+    static SAID: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
+    for text in advice {
+        if SAID.lock().unwrap_or_else(PoisonError::into_inner).insert(text.clone()) {
+            warn!(%table, "{text}");
+        }
+    }
 }
 
 /// When the next look for rows without a number is due, and what the last one came to.

@@ -110,6 +110,7 @@ impl Source {
                 outbox: literal(table.name()),
                 failures: failures_table(table),
                 positions: None,
+                by_place: false,
                 key_there: String::new(),
             },
         }

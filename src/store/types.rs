@@ -53,6 +53,11 @@ pub(super) trait Types {
         None
     }
 
+    /// Whether rows are told apart where nothing keeps their keys from being equal.
+    fn knows_places(&self) -> bool {
+        false
+    }
+
     /// Whether `Name` and `name` are the same column.
     fn ignores_case(&self) -> bool {
         true

@@ -1,7 +1,5 @@
 //! Finds the columns that are asked for, and says what is wrong with them.
 
-use tracing::warn;
-
 use super::{Header, Layout, Need, Part, Types, Value};
 use crate::config::{ColumnName, Field, HEADER_COLUMNS, Mapping, OnSent, Origin, Piece, TableName};
 use crate::store::StoreError;
@@ -14,6 +12,7 @@ pub(super) struct Search<'a> {
     table: String,
     types: &'a dyn Types,
     absent: Vec<String>,
+    advice: Vec<String>,
     pub(super) wrong: Vec<String>,
 }
 
@@ -25,6 +24,7 @@ impl<'a> Search<'a> {
             table: types.table(table),
             types,
             absent: Vec::new(),
+            advice: Vec::new(),
             wrong: Vec::new(),
         }
     }
@@ -81,9 +81,12 @@ impl<'a> Search<'a> {
         let headers = self.headers();
         let sent = self.sent(on_sent);
         let bookkeeping = self.bookkeeping(numbered);
+        let by_place = numbered && key.as_ref().is_some_and(|key| !key.unique);
         Some(Layout {
             key: key?,
             numbered,
+            by_place,
+            advice: std::mem::take(&mut self.advice),
             values,
             headers,
             sent_is_flag: sent.as_ref().is_some_and(|sent| self.types.is_flag(sent)),
@@ -104,11 +107,19 @@ impl<'a> Search<'a> {
                 key.name
             ));
         } else if !key.unique && key.counted {
-            warn!(
-                column = key.name,
-                "nothing keeps two rows from having the same value of it, of which one would be taken for both: as long as the \
-                 application leaves the counting to the database it is good; a unique index would make sure"
-            );
+            self.advice.push(format!(
+                "nothing keeps two rows from having the same {} ({variable}), of which one would be taken for both: as long as \
+                 the application leaves the counting to the database it is good; this makes sure: CREATE UNIQUE INDEX ON {table} \
+                 ({name})",
+                key.name
+            ));
+        } else if !key.unique && !self.types.is_integer(&key) && self.types.knows_places() {
+            self.advice.push(format!(
+                "nothing keeps two rows from having the same {} ({variable}): both are published, under one message id, of which \
+                 consumers may drop the second; and rows are known by their place in the table, so that what moves them (UPDATE, \
+                 VACUUM FULL) sends those that wait again; this mends both: CREATE UNIQUE INDEX ON {table} ({name})",
+                key.name
+            ));
         } else if !key.unique {
             self.wrong.push(format!(
                 "{} ({variable}) may be the same in several rows, of which one would be taken for all: CREATE UNIQUE INDEX ON {table} ({name})",

@@ -283,6 +283,10 @@ impl Operator for MySql {
     }
 
     /// One index is for both.
+    async fn advice(&self) -> Result<Vec<String>, StoreError> {
+        Ok(self.statements().await?.advice.clone())
+    }
+
     async fn upkeep(&self) -> Result<Upkeep, StoreError> {
         let statements = self.statements().await?;
         if statements.columns.is_some() {

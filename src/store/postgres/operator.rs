@@ -9,6 +9,7 @@ use sqlx::postgres::PgRow;
 use sqlx::{AssertSqlSafe, Row as _, TypeInfo as _, ValueRef as _};
 
 use super::rows::{message_id, text};
+use super::source::is_gone;
 use super::statements::{DUE, Size, Statements, dead, open};
 use super::{Postgres, decode, decode_one, lease_dialect};
 use crate::message::RowId;
@@ -282,6 +283,10 @@ impl Operator for Postgres {
         Ok(self.statements().await?.columns.clone())
     }
 
+    async fn advice(&self) -> Result<Vec<String>, StoreError> {
+        Ok(self.statements().await?.advice.clone())
+    }
+
     async fn upkeep(&self) -> Result<Upkeep, StoreError> {
         let ask = async |sql: &'static str| {
             let sql: Arc<str> = sql.into();
@@ -360,7 +365,6 @@ fn discard(source: &Source) -> String {
         failures,
         bookkeeping,
         positions,
-        key_there,
         ..
     } = &source.target;
     if let Some([.., dead]) = bookkeeping {
@@ -376,8 +380,9 @@ fn discard(source: &Source) -> String {
         None => format!("{freed} DELETE FROM {table} AS o WHERE o.{key} = ANY(ARRAY(SELECT id FROM freed)){unsent}"),
         Some(positions) => format!(
             "{freed}, gone AS (DELETE FROM {positions} AS p WHERE p.outbox = {outbox}
-                                AND p.position = ANY(ARRAY(SELECT id FROM freed)) RETURNING {key_there} AS key)
-             DELETE FROM {table} AS o WHERE o.{key} = ANY(ARRAY(SELECT key FROM gone)){unsent}"
+                                AND p.position = ANY(ARRAY(SELECT id FROM freed)) RETURNING p.row_key)
+             DELETE FROM {table} AS o WHERE {}{unsent}",
+            is_gone(&source.target)
         ),
     }
 }

@@ -8,7 +8,7 @@ use crate::config::OnSent;
 use crate::store::StoreError;
 use crate::store::columns::{Column, explain};
 use crate::store::layout::Layout;
-use crate::store::pace::{TidyWalk, warn_of_numbers};
+use crate::store::pace::{TidyWalk, advise, warn_of_numbers};
 use crate::store::values::{decode, decode_one};
 
 /// Rows numbered with one statement: fewer than elsewhere, as it holds that lock.
@@ -41,6 +41,8 @@ impl Sqlite {
             statements.purge = statements::purge(&statements.source.target, true);
         }
         statements.columns = Some(layout.describe());
+        statements.advice = layout.advice;
+        advise(table, &statements.advice);
         let read = self.query(&statements.head).bind(i64::MAX).bind(1);
         let touched = self.rows(&self.read, read).await;
         touched.map_err(|error| explain(error, table))?;

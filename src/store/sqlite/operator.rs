@@ -260,6 +260,10 @@ impl Operator for Sqlite {
         Ok(self.statements().await?.columns.clone())
     }
 
+    async fn advice(&self) -> Result<Vec<String>, StoreError> {
+        Ok(self.statements().await?.advice.clone())
+    }
+
     async fn upkeep(&self) -> Result<Upkeep, StoreError> {
         let table = &self.options.table;
         let statements = self.statements().await?;

@@ -53,6 +53,74 @@ async fn a_watermill_table_is_relayed() {
     .await;
 }
 
+/// As documented the table has no key: two rows of one id are two messages, and a key can be made while rows wait.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_debezium_table_without_a_key_loses_and_repeats_nothing() {
+    let outbox = Outbox::without_tables("postgres", &["Order.Made"]).await;
+    outbox.db.run(super::debezium("postgres")).await;
+    migrate(&outbox, DEBEZIUM).await;
+    let (code, out, _) = outbox.command(&["check"], DEBEZIUM).await;
+    assert_eq!(code, Some(0), "{out}");
+    let warning = out
+        .lines()
+        .find(|line| line.starts_with("warning table"))
+        .expect("a warning");
+    let (_, index) = warning.split_once("mends both: ").expect("advice");
+    let relay = with(&outbox, DEBEZIUM).spawn();
+    until("it is said at the start", 20 * SECOND, async || {
+        relay
+            .log_text()
+            .contains("nothing keeps two rows from having the same id")
+    })
+    .await;
+    let twice = |n: i64| {
+        format!(
+            "INSERT INTO outboxevent (id, aggregatetype, aggregateid, type, payload)
+             VALUES ('4d47e190-0402-4048-bc2c-89dd54343cdc', 'Order', '1', 'Made', '{n}')"
+        )
+    };
+    outbox.db.run(&format!("{}; {}", twice(1), twice(2))).await;
+    let consumer = Consumer::start(&outbox.amqp_url, "q");
+    let received = consumer.wait_for(|received| received.len() >= 2, 30 * SECOND).await;
+    assert_eq!([received[0].text(), received[1].text()], ["1", "2"]);
+    assert_eq!(received[0].message_id, received[1].message_id);
+    until("they are gone", 20 * SECOND, async || {
+        outbox.db.number("SELECT count(*) FROM outboxevent").await == 0
+    })
+    .await;
+    drop(relay);
+    // The broker is away, rows wait with numbers, one is given up: then there is a key.
+    for n in 3..6 {
+        insert_event(&outbox, "postgres", "1", "Made", &format!("'{n}'")).await;
+    }
+    insert_event(&outbox, "postgres", "2", "Unwanted", "'0'").await;
+    let numbers = "SELECT count(*) FROM outbox_relay_positions";
+    let away = format!("amqp://127.0.0.1:{}", crate::support::free_port());
+    let relay = with(&outbox, DEBEZIUM).env("RELAY_AMQP_URL", &away).spawn();
+    until("they are numbered", 20 * SECOND, async || {
+        outbox.db.number(numbers).await == 4
+    })
+    .await;
+    drop(relay);
+    outbox
+        .db
+        .run("INSERT INTO outbox_relay_failures SELECT outbox, max(position), 1, NULL, 'unroutable', now() FROM outbox_relay_positions GROUP BY 1")
+        .await;
+    outbox.db.run(index).await;
+    let (_, out, _) = outbox.command(&["check"], DEBEZIUM).await;
+    assert!(!out.contains("warning table"), "{out}");
+    let _relay = with(&outbox, DEBEZIUM).spawn();
+    let received = consumer.wait_for(|received| received.len() >= 5, 30 * SECOND).await;
+    let texts: Vec<_> = received[2..].iter().map(|message| message.text()).collect();
+    assert_eq!(texts, ["3", "4", "5"]);
+    until("only what was given up is left", 20 * SECOND, async || {
+        outbox.db.number("SELECT count(*) FROM outboxevent").await == 1 && outbox.db.number(numbers).await == 1
+    })
+    .await;
+    let (_, out, _) = outbox.command(&["dead-letters", "list"], DEBEZIUM).await;
+    assert!(out.contains("Order.Unwanted"), "{out}");
+}
+
 /// Another relay is at the numbers, so that this one cannot look: what it has not seen is not "nothing there".
 #[tokio::test(flavor = "multi_thread")]
 async fn a_drain_does_not_end_before_rows_without_a_number_were_looked_for() {
