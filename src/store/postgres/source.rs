@@ -7,7 +7,7 @@ use super::statements::{DURABLE, Numbering, Size};
 use crate::config::{Field, TableName};
 use crate::store::columns::Column;
 use crate::store::layout::{Layout, Need, Types, Value};
-use crate::store::migrate::quoted;
+use crate::store::migrate::{literal, quoted};
 use crate::store::pace::NUMBERED_AT_ONCE;
 use crate::store::source::{
     Dialect, HEADER_COLUMNS, MESSAGE_ID, Source, Target, columns, numberless, positions_table, unsent, waiting,
@@ -278,6 +278,9 @@ pub(super) fn source(table: &TableName, layout: &Layout) -> Source {
     }
 }
 
+/// Of the advisory lock of who numbers, above the table's object id: "onum" in ASCII.
+const LOCK_SPACE: i64 = 0x6f6e_756d << 32;
+
 /// Numbers rows that have no number yet, up to `$1`: in the order in which they were inserted, as far as that can be known;
 /// and, in the second statement, as they come. One relay at a time: says whether it is this one, and how many there were.
 pub(super) fn number(table: &TableName, layout: &Layout) -> Numbering {
@@ -286,11 +289,11 @@ pub(super) fn number(table: &TableName, layout: &Layout) -> Numbering {
     let row_key = row_key(layout, &target.key);
     let order = "age(a.xmin) DESC, a.cmin::text::bigint, a.ctid";
     let found = numberless(table, layout, &Postgres, (&row_key, order));
-    let (rows, positions) = (&found.rows, positions_table(table));
+    let (rows, positions, name) = (&found.rows, positions_table(table), literal(&table.to_string()));
     let statement = |limit: &str| {
         format!(
             "WITH mine AS MATERIALIZED (
-             SELECT pg_try_advisory_xact_lock(hashtextextended({outbox}, 122550254464888)) AND {DURABLE} AS mine),
+             SELECT pg_try_advisory_xact_lock({LOCK_SPACE} | to_regclass({name})::oid::bigint) AND {DURABLE} AS mine),
          numbered AS (
              INSERT INTO {positions} (outbox, row_key)
              SELECT {outbox}, {row_key} {rows} AND (SELECT mine FROM mine) {limit}

@@ -128,7 +128,7 @@ async fn a_drain_does_not_end_before_rows_without_a_number_were_looked_for() {
     outbox.db.run(super::debezium("postgres")).await;
     migrate(&outbox, DEBEZIUM).await;
     let mut other = PgConnection::connect(&outbox.database_url).await.expect("a connection");
-    let lock = "BEGIN; SELECT pg_advisory_xact_lock(hashtextextended('outboxevent', 122550254464888))";
+    let lock = "BEGIN; SELECT pg_advisory_xact_lock(1869509997::bigint << 32 | 'outboxevent'::regclass::oid::bigint)";
     other.execute(lock).await.expect("locked");
     insert_event(&outbox, "postgres", "1", "Made", "'{}'").await;
     let mut relay = with(&outbox, DEBEZIUM).env("RELAY_SHUTDOWN_DRAIN", "true").spawn();

@@ -100,6 +100,15 @@ impl<H> Numbered<H> {
     }
 }
 
+impl<H: Harness> Numbered<H> {
+    /// Another table of the same database.
+    pub(crate) async fn migrated_with(&self, options: StoreOptions) -> Arc<dyn Store> {
+        let options = Self::options(options);
+        store::migrate(&self.url(), options.clone()).await.expect("migrations");
+        self.store_with(options)
+    }
+}
+
 /// The same where nothing keeps two rows from having the same key.
 pub(crate) struct Keyless<H>(pub(crate) H);
 

@@ -309,9 +309,20 @@ async fn one_relay_numbers_at_a_time_on_postgres() {
     db.migrated().await.inspect().await.expect("a table");
     let mut other = db.0.another().await;
     other
-        .execute("BEGIN; SELECT pg_advisory_xact_lock(hashtextextended('outbox', 122550254464888))")
+        .execute("BEGIN; SELECT pg_advisory_xact_lock(1869509997::bigint << 32 | 'outbox'::regclass::oid::bigint)")
         .await
         .expect("locked");
+    // A table of the same name is another one.
+    db.execute("CREATE SCHEMA other; CREATE TABLE other.outbox (LIKE outbox INCLUDING ALL)")
+        .await;
+    let elsewhere = StoreOptions {
+        table: "other.outbox".parse().expect("a name"),
+        ..options("outbox", OnSent::Mark)
+    };
+    let elsewhere = db.migrated_with(elsewhere).await;
+    db.execute("INSERT INTO other.outbox (routing_key, payload) VALUES ('r', '7')")
+        .await;
+    assert_eq!(bodies(&after(&elsewhere, 0).await), [7]);
     is_left_to_another(&db, async || {
         other.execute("COMMIT").await.expect("released");
     })
@@ -334,6 +345,22 @@ async fn one_relay_numbers_at_a_time_on_mariadb() {
         other.execute(sqlx::raw_sql("COMMIT")).await.expect("released");
     };
     is_left_to_another(&db, release).await;
+}
+
+/// SQLite lets keys of text be null: more of them than one look numbers do not fill each look.
+#[tokio::test]
+async fn rows_with_a_null_key_starve_no_others_on_sqlite() {
+    let db = Numbered::<Sqlite>::fresh().await;
+    let store = db.migrated().await;
+    db.execute(
+        "ALTER TABLE outbox RENAME TO keyed;
+         CREATE TABLE outbox (id TEXT PRIMARY KEY, routing_key TEXT, payload TEXT, sent_at TEXT);
+         WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 5001)
+             INSERT INTO outbox SELECT NULL, 'r', '0', NULL FROM n;
+         INSERT INTO outbox VALUES ('a', 'r', '7', NULL)",
+    )
+    .await;
+    until("it is found", WAIT, async || bodies(&after(&store, 0).await) == [7]).await;
 }
 
 /// The application's transaction has the only write lock: a look that finds nothing does not need it.
