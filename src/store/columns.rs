@@ -106,8 +106,15 @@ pub(super) fn check<'a>(
         let sent = find("sent_at").filter(|sent| !sent.nullable);
         return sent.map_or(Ok(()), |sent| Err(StoreError::Failed(never_null(&sent.name, table))));
     }
+    // Named, it is read as text whatever its type.
+    let remedy = match wrong.iter().any(|text| text.starts_with("message_id ")) {
+        true => {
+            "; set RELAY_COLUMN_MESSAGE_ID=message_id and run `outbox-relay migrate`: message ids of other types are read then"
+        }
+        false => "",
+    };
     Err(StoreError::Failed(format!(
-        "columns of {table} have types the relay cannot use: {}",
+        "columns of {table} have types the relay cannot use: {}{remedy}",
         wrong.join("; ")
     )))
 }

@@ -14,7 +14,7 @@ use sqlx::{AssertSqlSafe, Connection as _, Executor as _, Row as _, Sqlite as Dr
 
 use super::leases::{self, Dialect, Take};
 use super::migrate::{Applied, unsent_index};
-use super::pace::{Pace, TidyWalk};
+use super::pace::{Pace, TidyWalk, advise};
 use super::pauses::{self, Pause};
 use super::purge::{self, PurgeWalk};
 use super::slot::Slot;
@@ -24,7 +24,7 @@ use super::{
     Stub,
 };
 use crate::broker::Confirmed;
-use crate::config::Secret;
+use crate::config::{OnSent, Secret};
 use crate::message::{OrderingKey, OutboxRow, RowId};
 
 mod connect;
@@ -129,7 +129,15 @@ impl Sqlite {
         let found = inspect::judge(&self.rows(&self.read, query).await?, &self.options)?;
         let mut source = statements::standard(table, found.has_index.then_some(&index));
         source.header_columns = found.header_columns;
-        Ok(Statements::new(table, self.options.on_sent, source))
+        let mut statements = Statements::new(table, self.options.on_sent, source);
+        if !found.autoincrement {
+            statements.purge = statements::purge(&statements.source.target, true);
+            if self.options.on_sent == OnSent::Delete {
+                statements.advice.push(existing::ids_given_again(table));
+            }
+        }
+        advise(table, &statements.advice);
+        Ok(statements)
     }
 
     /// Statements on a list of ids: one by itself, several in one transaction. The rows that the first of them changed.

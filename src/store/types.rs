@@ -53,6 +53,11 @@ pub(super) trait Types {
         None
     }
 
+    /// Whether a value of this key may be that of another row later.
+    fn is_given_again(&self, _key: &Column) -> bool {
+        false
+    }
+
     /// Whether rows are told apart where nothing keeps their keys from being equal.
     fn knows_places(&self) -> bool {
         false

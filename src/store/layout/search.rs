@@ -73,8 +73,9 @@ impl<'a> Search<'a> {
             let mut value = self.value(field);
             if field == Field::MessageId && numbered && self.mapping.origin(field).is_none() && value == Value::Nowhere
             {
-                // What names the row in the table names its message.
-                value = key.clone().map_or(Value::Nowhere, Value::Column);
+                // What names the row in the table names its message, as long as it is no other row's later.
+                let names = key.clone().filter(|key| !self.types.is_given_again(key));
+                value = names.map_or(Value::Nowhere, Value::Column);
             }
             values.push((field, value));
         }

@@ -47,7 +47,7 @@ const TIMES: &[&str] = &["timestamp with time zone", "timestamp without time zon
 /// The columns the relay reads, with the types they may have.
 const COLUMNS: &[(&str, &[&str])] = &[
     ("id", &["bigint", "integer"]),
-    ("message_id", &["uuid"]),
+    ("message_id", &["uuid", "text", "character varying"]),
     ("exchange", TEXTS),
     ("routing_key", TEXTS),
     ("ordering_key", TEXTS),

@@ -4,7 +4,7 @@ use sqlx::Row as _;
 
 use super::statements::{self, Numbering, Statements};
 use super::{MAX_WRITE, Sqlite, inspect, lock, source};
-use crate::config::OnSent;
+use crate::config::{OnSent, TableName};
 use crate::store::StoreError;
 use crate::store::columns::{Column, explain};
 use crate::store::layout::Layout;
@@ -90,6 +90,15 @@ impl Sqlite {
         lock(&self.tidied).advance(seen.len() as i64, seen.last().map(|(id, _)| *id));
         Ok(())
     }
+}
+
+/// What is to be known of a table like the one that `migrate` makes, but for the counting, whose sent rows are deleted.
+pub(super) fn ids_given_again(table: &TableName) -> String {
+    format!(
+        "id has no AUTOINCREMENT, so that SQLite gives it again once the highest row is deleted: such a row may wait for \
+         RELAY_POLL_SWEEP_INTERVAL, and go behind later ones of its key; make {table} anew with id INTEGER PRIMARY KEY AUTOINCREMENT, \
+         or set RELAY_COLUMN_ID=id and run `outbox-relay migrate`, and the relay numbers the rows itself"
+    )
 }
 
 /// By SQLite's own rule for a text affinity.

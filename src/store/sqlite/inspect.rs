@@ -15,7 +15,7 @@ use crate::store::{StoreError, StoreOptions};
 pub(super) const QUERY: &str = "\
 SELECT s.type, p.name, p.type, (SELECT encoding FROM pragma_encoding),
        EXISTS (SELECT 1 FROM sqlite_schema AS i WHERE i.type = 'index' AND i.name = ?2 AND i.tbl_name = s.name),
-       lower(p.name) = 'sent_at' AND p.\"notnull\"
+       lower(p.name) = 'sent_at' AND p.\"notnull\", s.sql
 FROM sqlite_schema AS s JOIN pragma_table_info(s.name) AS p
 WHERE lower(s.name) = lower(?1) AND s.type IN ('table', 'view')";
 
@@ -137,6 +137,8 @@ fn relation<'a>(rows: &'a [SqliteRow], table: &TableName) -> Result<&'a SqliteRo
 
 /// What the statements need to know of a table that `migrate` made.
 pub(super) struct Standard {
+    /// No id is given twice.
+    pub(super) autoincrement: bool,
     /// The index of unsent rows is there.
     pub(super) has_index: bool,
     /// Headers that are made of its columns.
@@ -175,6 +177,7 @@ pub(super) fn judge(rows: &[SqliteRow], options: &StoreOptions) -> Result<Standa
             "columns of {table} have types the relay cannot use: id is {kind}, allowed: INTEGER PRIMARY KEY AUTOINCREMENT"
         ))),
         _ => Ok(Standard {
+            autoincrement: counts(&text(first, 6)?),
             has_index: first.try_get(4).map_err(|error| unreadable(&error))?,
             header_columns: header_columns(rows, options)?,
         }),

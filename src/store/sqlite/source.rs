@@ -26,6 +26,10 @@ impl Types for Sqlite {
         column.kind.contains("INT") && !self.ids_are_given_again
     }
 
+    fn is_given_again(&self, key: &Column) -> bool {
+        key.kind.contains("INT") && self.ids_are_given_again
+    }
+
     fn is_flag(&self, column: &Column) -> bool {
         // A number that may be null, and is so unless somebody says otherwise, is a time.
         column.kind.contains("BOOL") || (column.kind.contains("INT") && (!column.nullable || column.preset))

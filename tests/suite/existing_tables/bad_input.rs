@@ -52,6 +52,7 @@ async fn on_postgres() {
     outbox
         .command(&["migrate"], &[SEQ, KEY, DELETE, ("RELAY_OUTBOX_TABLE", "events")])
         .await;
+    outbox.command(&["migrate"], &[("RELAY_OUTBOX_TABLE", "another")]).await;
     let cases: &[Case<'_>] = &[
         MISSING,
         (
@@ -62,6 +63,12 @@ async fn on_postgres() {
                 "ALTER TABLE \"events\" ADD COLUMN message_id uuid; ALTER TABLE \"events\" ADD COLUMN exchange text",
                 "RELAY_PRESET or RELAY_COLUMN_",
             ],
+        ),
+        (
+            "CREATE TABLE events (LIKE another INCLUDING ALL); ALTER TABLE events ALTER message_id DROP DEFAULT;
+             ALTER TABLE events ALTER message_id TYPE varchar(40)[] USING ARRAY['']",
+            &[],
+            &["message_id is character varying[]", "RELAY_COLUMN_MESSAGE_ID=message_id"],
         ),
         (
             "CREATE TABLE events (seq bigserial PRIMARY KEY, data text)",

@@ -138,9 +138,21 @@ async fn a_drain_does_not_end_before_rows_without_a_number_were_looked_for() {
     relay
         .wait_metric(polls, |polls| polls > before + 10.0, 20 * SECOND)
         .await;
+    let kept_away = "another session has the lock under which rows are numbered";
+    until("it is said that this is long", 30 * SECOND, async || {
+        relay.log_text().contains(kept_away)
+    })
+    .await;
+    let polled = relay.wait_metric(polls, |_| true, 20 * SECOND).await;
+    relay
+        .wait_metric(polls, |polls| polls > polled + 10.0, 20 * SECOND)
+        .await;
     other.execute("COMMIT").await.expect("released");
     let status = relay.wait(30 * SECOND).await;
-    assert!(status.success(), "{}", relay.log_text());
+    let log = relay.log_text();
+    assert!(status.success(), "{log}");
+    assert_eq!(log.matches(kept_away).count(), 1, "once, and not at every look");
+    assert!(log.contains("rows can be numbered here again"), "{log}");
     assert_eq!(outbox.db.number("SELECT count(*) FROM outboxevent").await, 0);
 }
 
@@ -172,12 +184,81 @@ async fn ids_that_sqlite_gives_again_are_other_rows() {
             1,
             "the same id each time"
         );
-        // Their message ids repeat, too: they are made of the id.
-        let received = consumer.wait_for(|received| received.len() >= n, 10 * SECOND).await;
+        // Other messages, by their ids as well.
+        let received = consumer.wait_distinct(n, 10 * SECOND).await;
         assert_eq!(received[n - 1].text(), n.to_string());
         until("it is gone", 10 * SECOND, async || {
             outbox.db.number("SELECT count(*) FROM events").await == 0
         })
         .await;
     }
+}
+
+/// Like the table that `migrate` makes, but that ids are given again: it works, and is told how to be mended.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_standard_table_whose_ids_sqlite_gives_again_is_warned_of() {
+    let outbox = Outbox::on_sqlite().await;
+    let made = "SELECT sql FROM sqlite_schema WHERE name = 'outbox'";
+    let made = outbox.db.text(made).await.expect("a table");
+    assert!(made.contains("AUTOINCREMENT"), "{made}");
+    outbox.db.run("DROP TABLE outbox").await;
+    outbox.db.run(&made.replace("AUTOINCREMENT", "")).await;
+    outbox
+        .db
+        .run("CREATE INDEX outbox_relay_unsent_2 ON outbox (id) WHERE sent_at IS NULL")
+        .await;
+    let (_, out, _) = outbox.command(&["check"], &[]).await;
+    assert!(!out.contains("AUTOINCREMENT"), "rows that are marked stay: {out}");
+    let delete = ("RELAY_OUTBOX_ON_SENT", "delete");
+    let warning = "warning table: id has no AUTOINCREMENT";
+    let (_, out, _) = outbox.command(&["check"], &[delete]).await;
+    assert!(out.contains(warning), "{out}");
+    let relay = with(&outbox, &[delete]).spawn();
+    until("it is said at the start", 20 * SECOND, async || {
+        relay.log_text().contains("id has no AUTOINCREMENT")
+    })
+    .await;
+    drop(relay);
+    // As it advises.
+    let mended = [delete, ("RELAY_COLUMN_ID", "id"), ("RELAY_POLL_SWEEP_INTERVAL", "50s")];
+    migrate(&outbox, &mended).await;
+    let (_, out, _) = outbox.command(&["check"], &mended).await;
+    assert!(!out.contains(warning), "{out}");
+    let _relay = with(&outbox, &mended).spawn();
+    let consumer = Consumer::start(&outbox.amqp_url, "q");
+    for n in 1..=3 {
+        outbox
+            .db
+            .run(&format!(
+                "INSERT INTO outbox (routing_key, payload) VALUES ('good', '{n}')"
+            ))
+            .await;
+        consumer.wait_distinct(n, 10 * SECOND).await;
+        until("it is gone", 10 * SECOND, async || {
+            outbox.db.number("SELECT count(*) FROM outbox").await == 0
+        })
+        .await;
+    }
+}
+
+/// PostgreSQL's message ids can be text, too.
+#[tokio::test(flavor = "multi_thread")]
+async fn message_ids_of_the_standard_table_can_be_text() {
+    let outbox = Outbox::on_postgres().await;
+    outbox
+        .db
+        .run("ALTER TABLE outbox ALTER COLUMN message_id DROP DEFAULT, ALTER COLUMN message_id TYPE text")
+        .await;
+    outbox
+        .db
+        .run("INSERT INTO outbox (routing_key, message_id, payload) VALUES ('good', 'order-7/1', '1'), ('bad', 'order-7/2', '1')")
+        .await;
+    let (code, out, _) = outbox.command(&["check"], &[]).await;
+    assert_eq!(code, Some(0), "{out}");
+    let _relay = outbox.relay().env("RELAY_RETRY_MAX_ATTEMPTS", "1").spawn();
+    let consumer = Consumer::start(&outbox.amqp_url, "q");
+    assert_eq!(consumer.wait_distinct(1, 30 * SECOND).await[0].message_id, "order-7/1");
+    outbox.wait_all_sent(20 * SECOND).await;
+    let (_, out, _) = outbox.command(&["dead-letters", "list", "--json"], &[]).await;
+    assert!(out.contains("order-7/2"), "{out}");
 }
