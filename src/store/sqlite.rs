@@ -12,7 +12,7 @@ use sqlx::query::Query;
 use sqlx::sqlite::{SqliteArguments, SqliteConnection, SqliteRow};
 use sqlx::{AssertSqlSafe, Connection as _, Executor as _, Row as _, Sqlite as Driver};
 
-use super::leases::{self, Dialect, Take};
+use super::leases::{self, Dialect, LeaseRow, Take};
 use super::migrate::{Applied, unsent_index};
 use super::pace::{Pace, TidyWalk, advise};
 use super::pauses::{self, Pause};
@@ -163,6 +163,18 @@ impl Sqlite {
             Ok(first.unwrap_or_default())
         })
         .await
+    }
+
+    async fn leased(&self, script: String) -> Result<Vec<LeaseRow>, StoreError> {
+        let run = async |connection: &mut SqliteConnection| {
+            let rows = sqlx::raw_sql(AssertSqlSafe(script)).fetch_all(&mut *connection).await;
+            if rows.is_err() {
+                // Whatever failed, the transaction must not stay open; without one this fails, which is as good.
+                let _ = sqlx::raw_sql("ROLLBACK").execute(connection).await;
+            }
+            rows?.iter().map(rows::lease).collect::<Result<Vec<_>, _>>()
+        };
+        self.call(&self.leases, run).await.map_err(leases::explain)
     }
 
     async fn head_rows(
@@ -327,18 +339,7 @@ impl Store for Sqlite {
 
     async fn lease(&self, ask: &LeaseAsk) -> Result<LeaseView, StoreError> {
         let script = leases::script(&self.options.table, ask, &lease_dialect());
-        let run = async |connection: &mut SqliteConnection| {
-            let rows = sqlx::raw_sql(AssertSqlSafe(script)).fetch_all(&mut *connection).await;
-            if rows.is_err() {
-                // Whatever failed, the transaction must not stay open; without one this fails, which is as good.
-                let _ = sqlx::raw_sql("ROLLBACK").execute(connection).await;
-            }
-            rows?.iter().map(rows::lease).collect::<Result<Vec<_>, _>>()
-        };
-        self.call(&self.leases, run)
-            .await
-            .map(leases::view)
-            .map_err(leases::explain)
+        self.leased(script).await.map(leases::view)
     }
 
     async fn has_free_shares(&self, partitions: u16) -> Result<bool, StoreError> {

@@ -246,6 +246,11 @@ impl Operator for MySql {
         self.change(&discard(&statements.source.target), ids).await
     }
 
+    async fn try_lease(&self, partitions: u16) -> Result<(), StoreError> {
+        let script = leases::rehearsal(&self.options.table, partitions, lease_dialect(&self.options.table));
+        self.leased(script).await.map(drop)
+    }
+
     async fn pause(&self, exchange: Option<&str>, by: &str, reason: &str) -> Result<(), StoreError> {
         let (table, (scope, exchange)) = (&self.options.table, pauses::stored(exchange));
         let now = lease_dialect(table).now;

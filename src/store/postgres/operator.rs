@@ -13,6 +13,7 @@ use super::source::is_gone;
 use super::statements::{DUE, Size, Statements, dead, open};
 use super::{Postgres, decode, decode_one, lease_dialect};
 use crate::message::RowId;
+use crate::store::leases::{self, Dialect};
 use crate::store::operator::rows::{Cells, dead_letter, owner, reason, waiting_key};
 use crate::store::operator::{
     Database, DeadFilter, DeadLetter, Index, Operator, Ownership, Upkeep, Vacuum, WAITING_SCAN, WaitingKey,
@@ -20,7 +21,7 @@ use crate::store::operator::{
 };
 use crate::store::source::{Source, Target};
 use crate::store::values::{count, raw, seconds, span};
-use crate::store::{StoreError, leases, pauses};
+use crate::store::{StoreError, pauses};
 
 /// Any index of the right rows will do, whatever its name.
 const INDEXES: &str = "\
@@ -256,6 +257,23 @@ impl Operator for Postgres {
     async fn discard(&self, ids: &[RowId]) -> Result<u64, StoreError> {
         let statements = self.statements().await?;
         self.change(discard(&statements.source), ids).await
+    }
+
+    async fn try_lease(&self, partitions: u16) -> Result<(), StoreError> {
+        let dialect = lease_dialect();
+        // Not the end of a transaction that nobody has begun, which the server would warn of.
+        let dialect = Dialect {
+            begin: format!("BEGIN; {}", dialect.begin),
+            ..dialect
+        };
+        let tried = self
+            .leased(leases::rehearsal(&self.options.table, partitions, dialect))
+            .await;
+        if tried.is_err() {
+            // What failed has left its transaction open, on a connection that is kept.
+            self.leases.close().await;
+        }
+        tried.map(drop)
     }
 
     async fn pause(&self, exchange: Option<&str>, by: &str, reason: &str) -> Result<(), StoreError> {

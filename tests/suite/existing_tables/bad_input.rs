@@ -364,3 +364,61 @@ async fn what_the_configuration_alone_tells_ends_with_64() {
         }
     }
 }
+
+/// A role that may read the tables of the leases, and not write them.
+async fn leases_that_cannot_be_written(database: &str) {
+    let outbox = Outbox::without_tables(database, &[]).await;
+    outbox.command(&["migrate"], &[]).await;
+    let role = format!("r{}", &uuid::Uuid::new_v4().simple().to_string()[..12]);
+    let (create, user) = match database {
+        "mariadb" => (
+            format!("CREATE USER {role}@'127.0.0.1' IDENTIFIED BY 'pw'"),
+            format!("{role}@'127.0.0.1'"),
+        ),
+        _ => (format!("CREATE ROLE {role} LOGIN PASSWORD 'pw'"), role.clone()),
+    };
+    outbox.db.run(&create).await;
+    let grant = async |what: &str| outbox.db.run(&format!("GRANT {what} TO {user}")).await;
+    grant("SELECT, UPDATE, DELETE ON outbox").await;
+    for table in ["outbox_relay_shares", "outbox_relay_members", "outbox_relay_pauses"] {
+        grant(&format!("SELECT ON {table}")).await;
+    }
+    let mut url = url::Url::parse(&outbox.database_url).expect("a URL");
+    url.set_username(&role).expect("a user");
+    url.set_password(Some("pw")).expect("a password");
+    let as_role = ("RELAY_DATABASE_URL", url.as_str());
+    let owned = "SELECT count(*) FROM outbox_relay_shares WHERE owner IS NOT NULL";
+    for table in ["outbox_relay_shares", "outbox_relay_members"] {
+        let (code, out, _) = outbox.command(&["check"], &[as_role]).await;
+        let line = out
+            .lines()
+            .find(|line| line.starts_with("FAILED  leases"))
+            .unwrap_or_default();
+        assert_eq!(code, Some(1), "{out}");
+        assert!(
+            line.contains("SELECT, INSERT, UPDATE, DELETE on outbox_relay_shares and outbox_relay_members"),
+            "{out}"
+        );
+        grant(&format!("INSERT, UPDATE, DELETE ON {table}")).await;
+    }
+    let (code, out, _) = outbox.command(&["check"], &[as_role]).await;
+    assert_eq!(code, Some(0), "{out}");
+    assert_eq!(outbox.db.number(owned).await, 0, "it takes back what it takes");
+    assert_eq!(
+        outbox
+            .db
+            .number("SELECT count(*) FROM outbox_relay_members WHERE member <> ''")
+            .await,
+        0
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn leases_that_cannot_be_written_on_postgres() {
+    leases_that_cannot_be_written("postgres").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn leases_that_cannot_be_written_on_mariadb() {
+    leases_that_cannot_be_written("mariadb").await;
+}
