@@ -13,6 +13,8 @@ pub(super) struct Column {
     pub(super) name: String,
     /// Its type, as the database's catalogue names it.
     pub(super) kind: String,
+    /// Its type as it stands in a statement, where one is needed to change something else of it.
+    pub(super) declared: String,
     /// May hold nulls.
     pub(super) nullable: bool,
     /// No two rows have the same value: by an index, or because only the database gives it.

@@ -72,4 +72,20 @@ pub(super) trait Types {
     fn table(&self, table: &TableName) -> String {
         table.to_string()
     }
+
+    /// A statement for a person: nothing but one row has a value of this column.
+    fn unique_index(&self, table: &str, column: &Column) -> String {
+        format!("CREATE UNIQUE INDEX ON {table} ({})", column.quoted())
+    }
+
+    /// A statement for a person that lets the column be null, or keeps it from being so; `None`: columns cannot be changed.
+    fn alter_nullable(&self, _table: &str, _column: &Column, _nullable: bool) -> Option<String>;
+
+    /// A statement for a person that makes the column no longer than `most`.
+    fn shorten(&self, table: &str, column: &Column, most: u32) -> String {
+        format!(
+            "ALTER TABLE {table} ALTER COLUMN {} TYPE varchar({most})",
+            column.quoted()
+        )
+    }
 }

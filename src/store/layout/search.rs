@@ -101,29 +101,35 @@ impl<'a> Search<'a> {
         let Value::Column(key) = self.value(Field::Id) else {
             return None;
         };
-        let (variable, table, name) = (Field::Id.variable(), &self.table, key.quoted());
+        let (variable, table) = (Field::Id.variable(), &self.table);
+        let unique = self.types.unique_index(table, &key);
         if key.nullable {
+            let mend = self.types.alter_nullable(table, &key, false).unwrap_or_else(|| {
+                format!(
+                    "SQLite changes no column, make {table} anew with {} NOT NULL",
+                    key.quoted()
+                )
+            });
             self.wrong.push(format!(
-                "{} ({variable}) may be null, and such a row would never be sent: ALTER TABLE {table} with {name} NOT NULL",
+                "{} ({variable}) may be null, and such a row would never be sent: {mend}",
                 key.name
             ));
         } else if !key.unique && key.counted {
             self.advice.push(format!(
                 "nothing keeps two rows from having the same {} ({variable}), of which one would be taken for both: as long as \
-                 the application leaves the counting to the database it is good; this makes sure: CREATE UNIQUE INDEX ON {table} \
-                 ({name})",
+                 the application leaves the counting to the database it is good; this makes sure: {unique}",
                 key.name
             ));
         } else if !key.unique && !self.types.is_integer(&key) && self.types.knows_places() {
             self.advice.push(format!(
                 "nothing keeps two rows from having the same {} ({variable}): both are published, under one message id, of which \
                  consumers may drop the second; and rows are known by their place in the table, so that what moves them (UPDATE, \
-                 VACUUM FULL) sends those that wait again; this mends both: CREATE UNIQUE INDEX ON {table} ({name})",
+                 VACUUM FULL) sends those that wait again; this mends both: {unique}",
                 key.name
             ));
         } else if !key.unique {
             self.wrong.push(format!(
-                "{} ({variable}) may be the same in several rows, of which one would be taken for all: CREATE UNIQUE INDEX ON {table} ({name})",
+                "{} ({variable}) may be the same in several rows, of which one would be taken for all: {unique}",
                 key.name
             ));
         }
@@ -131,9 +137,10 @@ impl<'a> Search<'a> {
             && let Some(most) = self.types.longest_key(&key)
         {
             self.wrong.push(format!(
-                "{} ({variable}) can be longer than the {most} that the table of row numbers takes: ALTER TABLE {table} with a shorter \
-                 {name}, or name a column of whole numbers",
-                key.name
+                "{} ({variable}) can be longer than the {most} that the table of row numbers takes: name a column of whole numbers, \
+                 or {}",
+                key.name,
+                self.types.shorten(table, &key, most)
             ));
         }
         Some(key)
@@ -200,9 +207,10 @@ impl<'a> Search<'a> {
         };
         if !sent.nullable && !self.types.is_flag(&sent) {
             let (name, variable) = (&sent.name, Field::SentAt.variable());
+            let mend = self.types.alter_nullable(&self.table, &sent, true);
+            let mend = mend.map(|mend| format!(", or {mend}")).unwrap_or_default();
             self.wrong.push(format!(
-                "{name} ({variable}) is NOT NULL, so that no row would ever be unsent: let it be null, or name another column, or `-` \
-                 for none"
+                "{name} ({variable}) is NOT NULL, so that no row would ever be unsent: name another column, or `-` for none{mend}"
             ));
         }
         Some(sent)

@@ -188,6 +188,7 @@ fn columns(rows: &[PgRow]) -> Result<Vec<Granted>, StoreError> {
             column: Column {
                 name,
                 kind: row.try_get(2)?,
+                declared: String::new(),
                 nullable: row.try_get(9)?,
                 unique: row.try_get(10)?,
                 counted: row.try_get(11)?,

@@ -110,13 +110,7 @@ impl Postgres {
         if let Some(sent) = &names.sent {
             good &= self.has_index_of(sent).await?;
         }
-        let sql: Arc<str> = "SELECT relkind = 'p' FROM pg_catalog.pg_class WHERE oid = to_regclass($1)".into();
-        let kind = self.query(&sql).bind(self.table.as_str());
-        let partitioned = decode_one(&self.rows(&self.housekeeping, kind).await?, |row| {
-            row.try_get::<bool, _>(0)
-        })?;
-        // Not to be had for all partitions at once.
-        let concurrently = if partitioned { "" } else { " CONCURRENTLY" };
+        let concurrently = self.concurrently().await?;
         let index = |exists, of: String| Index {
             exists,
             create: format!("CREATE INDEX{concurrently} ON {} ({key}){of}", self.table),
@@ -133,6 +127,15 @@ impl Postgres {
             _ => index(true, String::new()),
         };
         Ok((index(good, of_unsent), dead))
+    }
+
+    /// How an index is made without stopping the application; not to be had for all partitions at once.
+    async fn concurrently(&self) -> Result<&'static str, StoreError> {
+        let sql: Arc<str> = "SELECT relkind = 'p' FROM pg_catalog.pg_class WHERE oid = to_regclass($1)".into();
+        let kind = self.query(&sql).bind(self.table.as_str());
+        let rows = self.rows(&self.housekeeping, kind).await?;
+        let partitioned = decode_one(&rows, |row| row.try_get::<bool, _>(0))?;
+        Ok(if partitioned { "" } else { " CONCURRENTLY" })
     }
 
     /// Whether an index has the column of this name in its condition, or first among its own.
@@ -315,9 +318,10 @@ impl Operator for Postgres {
         let (unsent_index, dead_index) = match &statements.columns {
             None => {
                 let (unsent, dead) = decode_one(&ask(INDEXES).await?, |row| Ok((row.try_get(0)?, row.try_get(1)?)))?;
+                let concurrently = self.concurrently().await?;
                 let index = |exists: bool, of: &str| Index {
                     exists,
-                    create: format!("CREATE INDEX CONCURRENTLY ON {} (id) WHERE {of}", self.table),
+                    create: format!("CREATE INDEX{concurrently} ON {} (id) WHERE {of}", self.table),
                 };
                 (
                     index(unsent, "sent_at IS NULL AND dead_at IS NULL"),

@@ -59,6 +59,14 @@ impl Types for Postgres {
         false
     }
 
+    fn alter_nullable(&self, table: &str, column: &Column, nullable: bool) -> Option<String> {
+        let change = if nullable { "DROP" } else { "SET" };
+        Some(format!(
+            "ALTER TABLE {table} ALTER COLUMN {} {change} NOT NULL",
+            column.quoted()
+        ))
+    }
+
     fn knows_places(&self) -> bool {
         true
     }

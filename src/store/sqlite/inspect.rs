@@ -80,6 +80,7 @@ pub(super) fn existing(rows: &[SqliteRow], table: &TableName) -> Result<Existing
         Ok(Column {
             name: row.try_get(1)?,
             kind: row.try_get::<String, _>(2)?.to_ascii_uppercase(),
+            declared: String::new(),
             nullable: row.try_get(4)?,
             unique: row.try_get(5)?,
             counted: false,
@@ -163,7 +164,10 @@ pub(super) fn judge(rows: &[SqliteRow], options: &StoreOptions) -> Result<Standa
         )));
     }
     if !lacking.is_empty() {
-        let lacking: Vec<_> = lacking.into_iter().map(|name| (name, "TEXT")).collect();
+        let lacking: Vec<_> = lacking
+            .into_iter()
+            .map(|name| (name, if name == "attempts" { "INTEGER" } else { "TEXT" }))
+            .collect();
         return Err(absent(&lacking, table, &table.to_string()));
     }
     for row in rows {
@@ -189,6 +193,7 @@ fn header_columns(rows: &[SqliteRow], options: &StoreOptions) -> Result<Option<S
         Ok(Column {
             name: row.try_get(1)?,
             kind: row.try_get::<String, _>(2)?.to_ascii_uppercase(),
+            declared: String::new(),
             nullable: true,
             unique: false,
             counted: false,

@@ -233,7 +233,7 @@ async fn a_standard_table_whose_ids_sqlite_gives_again_is_warned_of() {
                 "INSERT INTO outbox (routing_key, payload) VALUES ('good', '{n}')"
             ))
             .await;
-        consumer.wait_distinct(n, 10 * SECOND).await;
+        consumer.wait_distinct(n, 30 * SECOND).await;
         until("it is gone", 10 * SECOND, async || {
             outbox.db.number("SELECT count(*) FROM outbox").await == 0
         })
