@@ -87,12 +87,14 @@ async fn database(config: &Config) -> Vec<Line> {
     let mut lines = vec![
         line(format!("database {address}"), reachable(&store).await),
         line(format!("table {}", config.outbox.table), inspected(&store).await),
-        line("leases", leases(&store, config).await),
+        line("leases", leases(&*operator, config).await),
     ];
     if lines.iter().all(|line| line.result.is_ok()) {
         if let Ok(Some(columns)) = operator.columns().await {
             lines.push(line("columns", Ok(columns)));
         }
+        let advice = operator.advice().await.unwrap_or_default();
+        lines.extend(advice.into_iter().map(|text| warning("table", text)));
         lines.extend(clock(&*operator).await);
         lines.extend(upkeep(&*operator, config).await);
     }
@@ -228,11 +230,15 @@ async fn inspected(store: &Arc<dyn Store>) -> Result<String, String> {
     Ok("columns, types and privileges fit".to_owned())
 }
 
-async fn leases(store: &Arc<dyn Store>, config: &Config) -> Result<String, String> {
-    let free = store.has_free_shares(config.partitions).await;
-    let paused = store.pauses().await;
-    free.and(paused)
-        .map(|_| "the relay's own tables are there".to_owned())
+/// What is read and written as a relay does it, but taken back.
+async fn leases(operator: &dyn Operator, config: &Config) -> Result<String, String> {
+    let work = async {
+        operator.has_free_shares(config.partitions).await?;
+        operator.pauses().await?;
+        operator.try_lease(config.partitions).await
+    };
+    let done: Result<(), StoreError> = work.await;
+    done.map(|()| "the relay's own tables are there, and can be written".to_owned())
         .map_err(|error| error.to_string())
 }
 

@@ -13,6 +13,8 @@ pub(super) struct Column {
     pub(super) name: String,
     /// Its type, as the database's catalogue names it.
     pub(super) kind: String,
+    /// Its type as it stands in a statement, where one is needed to change something else of it.
+    pub(super) declared: String,
     /// May hold nulls.
     pub(super) nullable: bool,
     /// No two rows have the same value: by an index, or because only the database gives it.
@@ -106,8 +108,15 @@ pub(super) fn check<'a>(
         let sent = find("sent_at").filter(|sent| !sent.nullable);
         return sent.map_or(Ok(()), |sent| Err(StoreError::Failed(never_null(&sent.name, table))));
     }
+    // Named, it is read as text whatever its type.
+    let remedy = match wrong.iter().any(|text| text.starts_with("message_id ")) {
+        true => {
+            "; set RELAY_COLUMN_MESSAGE_ID=message_id and run `outbox-relay migrate`: message ids of other types are read then"
+        }
+        false => "",
+    };
     Err(StoreError::Failed(format!(
-        "columns of {table} have types the relay cannot use: {}",
+        "columns of {table} have types the relay cannot use: {}{remedy}",
         wrong.join("; ")
     )))
 }

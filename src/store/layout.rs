@@ -34,6 +34,11 @@ pub(super) struct Layout {
     pub(super) key: Column,
     /// The key is no whole number: the relay numbers the rows in a table of its own.
     pub(super) numbered: bool,
+    /// Rows that the relay numbers are told apart by their place in the table as well: nothing keeps two of them from
+    /// having the same key.
+    pub(super) by_place: bool,
+    /// What works, but has a mend that a person should know of.
+    pub(super) advice: Vec<String>,
     /// For every field but the id and those of the bookkeeping.
     values: Vec<(Field, Value)>,
     /// Headers that are made of columns, with their names.

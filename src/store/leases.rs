@@ -4,6 +4,8 @@
 //! nothing more from its client, so that a relay that is frozen in the middle cannot stop the others. Each statement
 //! sees what the one before it did, and nobody else writes in between: what is decided from counts is exact.
 
+use std::time::Duration;
+
 use crate::config::TableName;
 
 use super::columns::missing;
@@ -88,6 +90,22 @@ pub(super) fn script(table: &TableName, ask: &LeaseAsk, dialect: &Dialect) -> St
     statements.extend([text.view(), dialect.end.to_owned()]);
     statements.retain(|statement| !statement.is_empty());
     statements.join(";\n")
+}
+
+/// The script of a relay that comes, which takes back all that it did.
+pub(super) fn rehearsal(table: &TableName, partitions: u16, dialect: Dialect) -> String {
+    let ask = LeaseAsk {
+        member: "check".to_owned(),
+        partitions,
+        ttl: Duration::from_secs(1),
+        give: vec![0],
+        leaving: false,
+    };
+    let dialect = Dialect {
+        end: "ROLLBACK",
+        ..dialect
+    };
+    script(table, &ask, &dialect)
 }
 
 /// Counts the free shares of this layout. A whole text without arguments, the same at every call, so that it stays prepared.
@@ -347,6 +365,9 @@ impl Text<'_> {
 pub(super) fn explain(error: StoreError) -> StoreError {
     match error {
         StoreError::SchemaMissing(text) => missing(&text),
+        StoreError::Denied(text) if text.contains("outbox_relay_") => StoreError::Denied(format!(
+            "{text}: for its leases the relay needs SELECT, INSERT, UPDATE, DELETE on {SHARES} and {MEMBERS}; grant them"
+        )),
         error => error,
     }
 }

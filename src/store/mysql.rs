@@ -13,7 +13,7 @@ use sqlx::mysql::{MySql as Driver, MySqlArguments, MySqlConnection, MySqlRow};
 use sqlx::query::Query;
 use sqlx::{AssertSqlSafe, Executor as _, Row as _};
 
-use super::leases::{self, Dialect, Take};
+use super::leases::{self, Dialect, LeaseRow, Take};
 use super::migrate::{Applied, literal};
 use super::pace::{Pace, TidyWalk};
 use super::pauses::{self, Pause};
@@ -145,6 +145,18 @@ impl MySql {
             })
             .await?;
         Ok(written.last().copied().unwrap_or_default())
+    }
+
+    async fn leased(&self, script: String) -> Result<Vec<LeaseRow>, StoreError> {
+        let run = async |connection: &mut MySqlConnection| {
+            let rows = sqlx::raw_sql(AssertSqlSafe(script)).fetch_all(&mut *connection).await;
+            if rows.is_err() {
+                // Whatever failed, the transaction must not stay open on a connection that is kept.
+                let _ = sqlx::raw_sql("ROLLBACK").execute(connection).await;
+            }
+            rows?.iter().map(rows::lease).collect::<Result<Vec<_>, _>>()
+        };
+        self.call(&self.leases, run).await.map_err(leases::explain)
     }
 
     async fn head_rows(
@@ -333,18 +345,7 @@ impl Store for MySql {
 
     async fn lease(&self, ask: &LeaseAsk) -> Result<LeaseView, StoreError> {
         let script = leases::script(&self.options.table, ask, &lease_dialect(&self.options.table));
-        let run = async |connection: &mut MySqlConnection| {
-            let rows = sqlx::raw_sql(AssertSqlSafe(script)).fetch_all(&mut *connection).await;
-            if rows.is_err() {
-                // Whatever failed, the transaction must not stay open on a connection that is kept.
-                let _ = sqlx::raw_sql("ROLLBACK").execute(connection).await;
-            }
-            rows?.iter().map(rows::lease).collect::<Result<Vec<_>, _>>()
-        };
-        self.call(&self.leases, run)
-            .await
-            .map(leases::view)
-            .map_err(leases::explain)
+        self.leased(script).await.map(leases::view)
     }
 
     async fn has_free_shares(&self, partitions: u16) -> Result<bool, StoreError> {

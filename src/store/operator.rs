@@ -47,6 +47,9 @@ pub trait Operator: Store {
     /// Deletes dead letters. Returns how many of `ids` still were.
     async fn discard(&self, ids: &[RowId]) -> Result<u64, StoreError>;
 
+    /// Takes leases as a relay would, in a transaction that is rolled back: fails where a relay would.
+    async fn try_lease(&self, partitions: u16) -> Result<(), StoreError>;
+
     /// Pauses everything (`None`) or an exchange; what is paused already stays as it was noted then.
     async fn pause(&self, exchange: Option<&str>, by: &str, reason: &str) -> Result<(), StoreError>;
 
@@ -55,6 +58,9 @@ pub trait Operator: Store {
 
     /// For a person: which columns hold what; `None`: the table is as `migrate` makes it.
     async fn columns(&self) -> Result<Option<String>, StoreError>;
+
+    /// For a person: what works, but could be mended in the table, and how.
+    async fn advice(&self) -> Result<Vec<String>, StoreError>;
 
     /// Whether what is sent may leave this machine without TLS, by the URL and the variables.
     fn is_exposed(&self) -> bool {

@@ -1,13 +1,17 @@
 //! How often something is done that can be slow: where it finds nothing or fails, for no more than a fifth of the time.
 
+use std::collections::BTreeSet;
 use std::sync::{Mutex, MutexGuard, Once, PoisonError};
 use std::time::{Duration, Instant};
 
-use tracing::{debug, warn};
+use tracing::{debug, info, warn};
 
 use super::StoreError;
 use super::columns::Column;
 use crate::config::TableName;
+
+/// Another relay is at the numbers for moments only: so long it holds them up.
+const KEPT_AWAY_LONG: Duration = Duration::from_secs(10);
 
 /// The rest after a piece of work, in times of what it took.
 const REST: u32 = 4;
@@ -29,6 +33,16 @@ pub(super) fn warn_of_numbers(table: &TableName, key: &Column) {
     });
 }
 
+/// Says, once in the life of the process, what of the table works but could be mended.
+pub(super) fn advise(table: &TableName, advice: &[String]) {
+    static SAID: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
+    for text in advice {
+        if SAID.lock().unwrap_or_else(PoisonError::into_inner).insert(text.clone()) {
+            warn!(%table, "{text}");
+        }
+    }
+}
+
 /// When the next look for rows without a number is due, and what the last one came to.
 #[derive(Debug)]
 pub(super) struct Pace {
@@ -44,6 +58,10 @@ struct State {
     owed: bool,
     /// The last head left rows that have numbers: looks can wait for them.
     more: bool,
+    /// Since when every look found another relay at it; `None`: the last one did not.
+    kept_away: Option<Instant>,
+    /// That this is long was said.
+    said: bool,
     /// The last look in order took too long: until the end is reached, rows are taken as they come.
     hurried: bool,
 }
@@ -120,6 +138,7 @@ impl Pace {
 
     fn ended(&self, span: Duration, at_once: i64, numbered: &Result<Option<u64>, StoreError>) {
         let mut state = self.state();
+        state.note_lock(matches!(numbered, Ok(None)));
         let mut rest = span * REST;
         match numbered {
             Ok(Some(rows)) => {
@@ -148,6 +167,28 @@ impl Pace {
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    /// Logs when it turns out, and when it is over: not at every look.
+    fn note_lock(&mut self, is_another_at_it: bool) {
+        if is_another_at_it {
+            let span = self.kept_away.get_or_insert_with(Instant::now).elapsed();
+            if span >= KEPT_AWAY_LONG && !self.said {
+                self.said = true;
+                warn!(
+                    ?span,
+                    "another session has the lock under which rows are numbered all the time: unless it is a relay that numbers \
+                     them, new rows are not found until its transaction ends"
+                );
+            }
+            return;
+        }
+        self.kept_away = None;
+        if std::mem::take(&mut self.said) {
+            info!("rows can be numbered here again");
+        }
     }
 }
 

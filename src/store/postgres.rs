@@ -11,7 +11,7 @@ use sqlx::postgres::{PgArguments, PgConnection, PgRow};
 use sqlx::query::Query;
 use sqlx::{AssertSqlSafe, Executor as _, Postgres as Driver, Row as _};
 
-use super::leases::{self, Dialect, Take};
+use super::leases::{self, Dialect, LeaseRow, Take};
 use super::migrate::Applied;
 use super::pace::{Pace, TidyWalk};
 use super::pauses::{self, Pause};
@@ -167,6 +167,24 @@ impl Postgres {
         decode(&rows, |row| rows::outbox_row(row, &self.table))
     }
 
+    async fn leased(&self, script: String) -> Result<Vec<LeaseRow>, StoreError> {
+        let run = async |connection: &mut PgConnection| {
+            // One message, as without a pooler: with a commit that waits for its client, a relay that is frozen then
+            // would keep the lock, and all others would lose their leases.
+            let script = match self.connector.pooled() {
+                true => format!("{}; {script}", self.connector.settings()),
+                false => script,
+            };
+            // The lock answers with a row as well, of one column.
+            let rows = sqlx::raw_sql(AssertSqlSafe(script)).fetch_all(connection).await?;
+            rows.iter()
+                .filter(|row| row.len() > 1)
+                .map(rows::lease)
+                .collect::<Result<Vec<_>, _>>()
+        };
+        self.call(&self.leases, run).await.map_err(leases::explain)
+    }
+
     fn remember(&self, statements: Option<Arc<Statements>>) {
         *self.statements.lock().unwrap_or_else(PoisonError::into_inner) = statements;
     }
@@ -301,24 +319,7 @@ impl Store for Postgres {
 
     async fn lease(&self, ask: &LeaseAsk) -> Result<LeaseView, StoreError> {
         let script = leases::script(&self.options.table, ask, &lease_dialect());
-        let run = async |connection: &mut PgConnection| {
-            // One message, as without a pooler: with a commit that waits for its client, a relay that is frozen then
-            // would keep the lock, and all others would lose their leases.
-            let script = match self.connector.pooled() {
-                true => format!("{}; {script}", self.connector.settings()),
-                false => script,
-            };
-            // The lock answers with a row as well, of one column.
-            let rows = sqlx::raw_sql(AssertSqlSafe(script)).fetch_all(connection).await?;
-            rows.iter()
-                .filter(|row| row.len() > 1)
-                .map(rows::lease)
-                .collect::<Result<Vec<_>, _>>()
-        };
-        self.call(&self.leases, run)
-            .await
-            .map(leases::view)
-            .map_err(leases::explain)
+        self.leased(script).await.map(leases::view)
     }
 
     async fn has_free_shares(&self, partitions: u16) -> Result<bool, StoreError> {

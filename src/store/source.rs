@@ -110,6 +110,7 @@ impl Source {
                 outbox: literal(table.name()),
                 failures: failures_table(table),
                 positions: None,
+                by_place: false,
                 key_there: String::new(),
             },
         }
@@ -286,11 +287,12 @@ pub(super) fn numberless(
         unsent if unsent.is_empty() => unsent,
         unsent => format!("{unsent} AND "),
     };
-    let (positions, outbox) = (positions_table(table), literal(table.name()));
+    // Null keys, which SQLite lets be in a primary key, can have no number: they must not fill the look.
+    let (positions, outbox, key) = (positions_table(table), literal(table.name()), of(&layout.key));
     Numberless {
         rows: format!(
             "FROM {table} AS a
-         WHERE {unsent}NOT EXISTS (SELECT 1 FROM {positions} AS p WHERE p.outbox = {outbox} AND p.row_key = {row_key})"
+         WHERE {unsent}{key} IS NOT NULL AND NOT EXISTS (SELECT 1 FROM {positions} AS p WHERE p.outbox = {outbox} AND p.row_key = {row_key})"
         ),
         order: format!("ORDER BY {created}{order}"),
     }

@@ -12,9 +12,9 @@ use sqlx::query::Query;
 use sqlx::sqlite::{SqliteArguments, SqliteConnection, SqliteRow};
 use sqlx::{AssertSqlSafe, Connection as _, Executor as _, Row as _, Sqlite as Driver};
 
-use super::leases::{self, Dialect, Take};
+use super::leases::{self, Dialect, LeaseRow, Take};
 use super::migrate::{Applied, unsent_index};
-use super::pace::{Pace, TidyWalk};
+use super::pace::{Pace, TidyWalk, advise};
 use super::pauses::{self, Pause};
 use super::purge::{self, PurgeWalk};
 use super::slot::Slot;
@@ -24,7 +24,7 @@ use super::{
     Stub,
 };
 use crate::broker::Confirmed;
-use crate::config::Secret;
+use crate::config::{OnSent, Secret};
 use crate::message::{OrderingKey, OutboxRow, RowId};
 
 mod connect;
@@ -129,7 +129,15 @@ impl Sqlite {
         let found = inspect::judge(&self.rows(&self.read, query).await?, &self.options)?;
         let mut source = statements::standard(table, found.has_index.then_some(&index));
         source.header_columns = found.header_columns;
-        Ok(Statements::new(table, self.options.on_sent, source))
+        let mut statements = Statements::new(table, self.options.on_sent, source);
+        if !found.autoincrement {
+            statements.purge = statements::purge(&statements.source.target, true);
+            if self.options.on_sent == OnSent::Delete {
+                statements.advice.push(existing::ids_given_again(table));
+            }
+        }
+        advise(table, &statements.advice);
+        Ok(statements)
     }
 
     /// Statements on a list of ids: one by itself, several in one transaction. The rows that the first of them changed.
@@ -155,6 +163,18 @@ impl Sqlite {
             Ok(first.unwrap_or_default())
         })
         .await
+    }
+
+    async fn leased(&self, script: String) -> Result<Vec<LeaseRow>, StoreError> {
+        let run = async |connection: &mut SqliteConnection| {
+            let rows = sqlx::raw_sql(AssertSqlSafe(script)).fetch_all(&mut *connection).await;
+            if rows.is_err() {
+                // Whatever failed, the transaction must not stay open; without one this fails, which is as good.
+                let _ = sqlx::raw_sql("ROLLBACK").execute(connection).await;
+            }
+            rows?.iter().map(rows::lease).collect::<Result<Vec<_>, _>>()
+        };
+        self.call(&self.leases, run).await.map_err(leases::explain)
     }
 
     async fn head_rows(
@@ -319,18 +339,7 @@ impl Store for Sqlite {
 
     async fn lease(&self, ask: &LeaseAsk) -> Result<LeaseView, StoreError> {
         let script = leases::script(&self.options.table, ask, &lease_dialect());
-        let run = async |connection: &mut SqliteConnection| {
-            let rows = sqlx::raw_sql(AssertSqlSafe(script)).fetch_all(&mut *connection).await;
-            if rows.is_err() {
-                // Whatever failed, the transaction must not stay open; without one this fails, which is as good.
-                let _ = sqlx::raw_sql("ROLLBACK").execute(connection).await;
-            }
-            rows?.iter().map(rows::lease).collect::<Result<Vec<_>, _>>()
-        };
-        self.call(&self.leases, run)
-            .await
-            .map(leases::view)
-            .map_err(leases::explain)
+        self.leased(script).await.map(leases::view)
     }
 
     async fn has_free_shares(&self, partitions: u16) -> Result<bool, StoreError> {

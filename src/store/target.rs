@@ -42,6 +42,8 @@ pub(super) struct Target {
     pub(super) failures: String,
     /// The relay's own table of row numbers, where it numbers the rows.
     pub(super) positions: Option<String>,
+    /// Numbered rows are told apart by their place in the table, too.
+    pub(super) by_place: bool,
     /// The key as that table, named `p`, has it.
     pub(super) key_there: String,
 }
@@ -115,6 +117,7 @@ impl Target {
             outbox: literal(table.name()),
             failures: failures_table(table),
             positions: layout.numbered.then(|| positions_table(table)),
+            by_place: layout.by_place,
             key_there: dialect.stored_key(&layout.key, "p.row_key"),
         }
     }

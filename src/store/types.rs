@@ -53,6 +53,16 @@ pub(super) trait Types {
         None
     }
 
+    /// Whether a value of this key may be that of another row later.
+    fn is_given_again(&self, _key: &Column) -> bool {
+        false
+    }
+
+    /// Whether rows are told apart where nothing keeps their keys from being equal.
+    fn knows_places(&self) -> bool {
+        false
+    }
+
     /// Whether `Name` and `name` are the same column.
     fn ignores_case(&self) -> bool {
         true
@@ -61,5 +71,21 @@ pub(super) trait Types {
     /// The table's name in statements for a person.
     fn table(&self, table: &TableName) -> String {
         table.to_string()
+    }
+
+    /// A statement for a person: nothing but one row has a value of this column.
+    fn unique_index(&self, table: &str, column: &Column) -> String {
+        format!("CREATE UNIQUE INDEX ON {table} ({})", column.quoted())
+    }
+
+    /// A statement for a person that lets the column be null, or keeps it from being so; `None`: columns cannot be changed.
+    fn alter_nullable(&self, _table: &str, _column: &Column, _nullable: bool) -> Option<String>;
+
+    /// A statement for a person that makes the column no longer than `most`.
+    fn shorten(&self, table: &str, column: &Column, most: u32) -> String {
+        format!(
+            "ALTER TABLE {table} ALTER COLUMN {} TYPE varchar({most})",
+            column.quoted()
+        )
     }
 }

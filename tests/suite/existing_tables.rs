@@ -58,7 +58,7 @@ fn debezium(database: &str) -> &'static str {
         // https://debezium.io/documentation/reference/stable/transformations/outbox-event-router.html
         "postgres" => {
             "CREATE TABLE outboxevent (
-                 id uuid NOT NULL PRIMARY KEY, aggregatetype character varying(255) NOT NULL,
+                 id uuid NOT NULL, aggregatetype character varying(255) NOT NULL,
                  aggregateid character varying(255) NOT NULL, type character varying(255) NOT NULL, payload jsonb)"
         }
         "mariadb" => {

@@ -1,7 +1,5 @@
 //! Finds the columns that are asked for, and says what is wrong with them.
 
-use tracing::warn;
-
 use super::{Header, Layout, Need, Part, Types, Value};
 use crate::config::{ColumnName, Field, HEADER_COLUMNS, Mapping, OnSent, Origin, Piece, TableName};
 use crate::store::StoreError;
@@ -14,6 +12,7 @@ pub(super) struct Search<'a> {
     table: String,
     types: &'a dyn Types,
     absent: Vec<String>,
+    advice: Vec<String>,
     pub(super) wrong: Vec<String>,
 }
 
@@ -25,6 +24,7 @@ impl<'a> Search<'a> {
             table: types.table(table),
             types,
             absent: Vec::new(),
+            advice: Vec::new(),
             wrong: Vec::new(),
         }
     }
@@ -73,17 +73,21 @@ impl<'a> Search<'a> {
             let mut value = self.value(field);
             if field == Field::MessageId && numbered && self.mapping.origin(field).is_none() && value == Value::Nowhere
             {
-                // What names the row in the table names its message.
-                value = key.clone().map_or(Value::Nowhere, Value::Column);
+                // What names the row in the table names its message, as long as it is no other row's later.
+                let names = key.clone().filter(|key| !self.types.is_given_again(key));
+                value = names.map_or(Value::Nowhere, Value::Column);
             }
             values.push((field, value));
         }
         let headers = self.headers();
         let sent = self.sent(on_sent);
         let bookkeeping = self.bookkeeping(numbered);
+        let by_place = numbered && key.as_ref().is_some_and(|key| !key.unique);
         Some(Layout {
             key: key?,
             numbered,
+            by_place,
+            advice: std::mem::take(&mut self.advice),
             values,
             headers,
             sent_is_flag: sent.as_ref().is_some_and(|sent| self.types.is_flag(sent)),
@@ -97,21 +101,35 @@ impl<'a> Search<'a> {
         let Value::Column(key) = self.value(Field::Id) else {
             return None;
         };
-        let (variable, table, name) = (Field::Id.variable(), &self.table, key.quoted());
+        let (variable, table) = (Field::Id.variable(), &self.table);
+        let unique = self.types.unique_index(table, &key);
         if key.nullable {
+            let mend = self.types.alter_nullable(table, &key, false).unwrap_or_else(|| {
+                format!(
+                    "SQLite changes no column, make {table} anew with {} NOT NULL",
+                    key.quoted()
+                )
+            });
             self.wrong.push(format!(
-                "{} ({variable}) may be null, and such a row would never be sent: ALTER TABLE {table} with {name} NOT NULL",
+                "{} ({variable}) may be null, and such a row would never be sent: {mend}",
                 key.name
             ));
         } else if !key.unique && key.counted {
-            warn!(
-                column = key.name,
-                "nothing keeps two rows from having the same value of it, of which one would be taken for both: as long as the \
-                 application leaves the counting to the database it is good; a unique index would make sure"
-            );
+            self.advice.push(format!(
+                "nothing keeps two rows from having the same {} ({variable}), of which one would be taken for both: as long as \
+                 the application leaves the counting to the database it is good; this makes sure: {unique}",
+                key.name
+            ));
+        } else if !key.unique && !self.types.is_integer(&key) && self.types.knows_places() {
+            self.advice.push(format!(
+                "nothing keeps two rows from having the same {} ({variable}): both are published, under one message id, of which \
+                 consumers may drop the second; and rows are known by their place in the table, so that what moves them (UPDATE, \
+                 VACUUM FULL) sends those that wait again; this mends both: {unique}",
+                key.name
+            ));
         } else if !key.unique {
             self.wrong.push(format!(
-                "{} ({variable}) may be the same in several rows, of which one would be taken for all: CREATE UNIQUE INDEX ON {table} ({name})",
+                "{} ({variable}) may be the same in several rows, of which one would be taken for all: {unique}",
                 key.name
             ));
         }
@@ -119,9 +137,10 @@ impl<'a> Search<'a> {
             && let Some(most) = self.types.longest_key(&key)
         {
             self.wrong.push(format!(
-                "{} ({variable}) can be longer than the {most} that the table of row numbers takes: ALTER TABLE {table} with a shorter \
-                 {name}, or name a column of whole numbers",
-                key.name
+                "{} ({variable}) can be longer than the {most} that the table of row numbers takes: name a column of whole numbers, \
+                 or {}",
+                key.name,
+                self.types.shorten(table, &key, most)
             ));
         }
         Some(key)
@@ -188,9 +207,10 @@ impl<'a> Search<'a> {
         };
         if !sent.nullable && !self.types.is_flag(&sent) {
             let (name, variable) = (&sent.name, Field::SentAt.variable());
+            let mend = self.types.alter_nullable(&self.table, &sent, true);
+            let mend = mend.map(|mend| format!(", or {mend}")).unwrap_or_default();
             self.wrong.push(format!(
-                "{name} ({variable}) is NOT NULL, so that no row would ever be unsent: let it be null, or name another column, or `-` \
-                 for none"
+                "{name} ({variable}) is NOT NULL, so that no row would ever be unsent: name another column, or `-` for none{mend}"
             ));
         }
         Some(sent)

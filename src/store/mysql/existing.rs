@@ -12,7 +12,7 @@ use super::{MySql, Statement, inspect, list, lock, rows, source};
 use crate::store::columns::{error_chars, explain};
 use crate::store::grants::Access;
 use crate::store::layout::{Layout, headers};
-use crate::store::pace::{NUMBERED_AT_ONCE, TidyWalk, warn_of_numbers};
+use crate::store::pace::{NUMBERED_AT_ONCE, TidyWalk, advise, warn_of_numbers};
 use crate::store::slot::Slot;
 use crate::store::source::{Dialect as _, Target, header_object};
 use crate::store::values::{decode, decode_one};
@@ -79,6 +79,8 @@ impl MySql {
         let mut statements = Statements::new(table, on_sent, source);
         statements.number = layout.numbered.then(|| source::number(table, &layout));
         statements.columns = Some(layout.describe());
+        statements.advice = layout.advice;
+        advise(table, &statements.advice);
         let touched = self.touch_own_tables(&statements).await;
         touched.map_err(|error| explain(error, table))?;
         Ok(statements)

@@ -16,7 +16,7 @@ use crate::store::values::{decode, unreadable};
 /// One row for each column that the user may do anything with; none without a table. The database, then the table.
 pub(super) const COLUMNS_QUERY: &str = "\
 SELECT c.column_name, c.data_type, t.table_type, coalesce(t.engine, ''), version(), current_user(), c.is_nullable,
-       c.extra LIKE '%auto_increment%', c.collation_name, CAST(c.character_maximum_length AS SIGNED)
+       c.extra LIKE '%auto_increment%', c.collation_name, CAST(c.character_maximum_length AS SIGNED), c.column_type
 FROM information_schema.tables AS t
 JOIN information_schema.columns AS c ON c.table_schema = t.table_schema AND c.table_name = t.table_name
 WHERE t.table_schema = ? AND t.table_name = ?";
@@ -139,6 +139,7 @@ pub(super) fn columns(rows: &[MySqlRow], table: &TableName) -> Result<Vec<Column
         Ok(Column {
             name: rows::word(row, 0)?,
             kind: rows::word(row, 1)?.to_ascii_lowercase(),
+            declared: declared(row)?,
             nullable: rows::word(row, 6)? == "YES",
             unique: false,
             counted: row.try_get::<i64, _>(7)? != 0,
@@ -146,6 +147,14 @@ pub(super) fn columns(rows: &[MySqlRow], table: &TableName) -> Result<Vec<Column
             length: length(row)?,
             collation: rows::text(row, 8)?,
         })
+    })
+}
+
+fn declared(row: &MySqlRow) -> Result<String, sqlx::Error> {
+    let kind = rows::word(row, 10)?;
+    Ok(match rows::text(row, 8)? {
+        Some(collation) => format!("{kind} COLLATE {collation}"),
+        None => kind,
     })
 }
 
@@ -254,11 +263,15 @@ pub(super) fn check_privileges(
 
 /// For a person: quoted as the server understands it in its default mode.
 pub(super) fn backquoted(table: &TableName) -> String {
-    let quoted = |name: &str| format!("`{}`", name.replace('`', "``"));
     match table.schema() {
-        Some(schema) => format!("{}.{}", quoted(schema), quoted(table.name())),
-        None => quoted(table.name()),
+        Some(schema) => format!("{}.{}", in_backquotes(schema), in_backquotes(table.name())),
+        None => in_backquotes(table.name()),
     }
+}
+
+/// The same for any name.
+pub(super) fn in_backquotes(name: &str) -> String {
+    format!("`{}`", name.replace('`', "``"))
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ use async_trait::async_trait;
 use sqlx::Row as _;
 use sqlx::mysql::MySqlRow;
 
-use super::inspect::{self, backquoted};
+use super::inspect::{self, backquoted, in_backquotes};
 use super::rows::{self, bytes, message_id, text};
 use super::statements::{CREATED, DUE, LISTED, Statements, listed};
 use super::{MAX_MARK, MySql, lease_dialect, list, micros};
@@ -79,8 +79,7 @@ impl MySql {
             ))
         })?;
         let scans = steps.iter().any(|(table, keys, _)| table == "a" && keys.is_empty());
-        let name = |name: &str| format!("`{}`", name.replace('`', "``"));
-        let key = name(&target.names.key);
+        let key = in_backquotes(&target.names.key);
         let Some(sent) = target.names.sent.as_deref().filter(|_| target.positions.is_none()) else {
             let index = Index {
                 exists: !scans,
@@ -91,16 +90,23 @@ impl MySql {
         let sorts = steps.iter().any(|(_, _, extra)| extra.contains("filesort"));
         let index = self.index_of(&self.housekeeping, target).await?;
         // Where two values say unsent, no index has these rows in one place.
-        let one_value = match target.unsent_is_one_value() {
-            true => String::new(),
-            false => format!("MODIFY {} tinyint NOT NULL DEFAULT 0, ", name(sent)),
+        let sent = in_backquotes(sent);
+        let (first, one_value) = match target.unsent_is_one_value() {
+            true => (String::new(), String::new()),
+            false => (
+                format!("UPDATE {table} SET {sent} = 0 WHERE {sent} IS NULL; "),
+                format!("MODIFY {sent} tinyint NOT NULL DEFAULT 0, "),
+            ),
         };
-        let dead = target.names.dead.as_deref().map(|dead| format!("{}, ", name(dead)));
+        let dead = target
+            .names
+            .dead
+            .as_deref()
+            .map(|dead| format!("{}, ", in_backquotes(dead)));
         let index = Index {
             exists: index.is_some() && !scans && !sorts,
             create: format!(
-                "ALTER TABLE {table} {one_value}ADD INDEX ({}, {}{key})",
-                name(sent),
+                "{first}ALTER TABLE {table} {one_value}ADD INDEX ({sent}, {}{key})",
                 dead.unwrap_or_default()
             ),
         };
@@ -246,6 +252,11 @@ impl Operator for MySql {
         self.change(&discard(&statements.source.target), ids).await
     }
 
+    async fn try_lease(&self, partitions: u16) -> Result<(), StoreError> {
+        let script = leases::rehearsal(&self.options.table, partitions, lease_dialect(&self.options.table));
+        self.leased(script).await.map(drop)
+    }
+
     async fn pause(&self, exchange: Option<&str>, by: &str, reason: &str) -> Result<(), StoreError> {
         let (table, (scope, exchange)) = (&self.options.table, pauses::stored(exchange));
         let now = lease_dialect(table).now;
@@ -280,6 +291,10 @@ impl Operator for MySql {
 
     async fn columns(&self) -> Result<Option<String>, StoreError> {
         Ok(self.statements().await?.columns.clone())
+    }
+
+    async fn advice(&self) -> Result<Vec<String>, StoreError> {
+        Ok(self.statements().await?.advice.clone())
     }
 
     /// One index is for both.

@@ -1,6 +1,6 @@
 //! A table that `migrate` did not make, as MariaDB and MySQL are to read it.
 
-use super::inspect::backquoted;
+use super::inspect::{backquoted, in_backquotes};
 use super::statements::Numbering;
 use crate::config::TableName;
 use crate::store::columns::Column;
@@ -93,6 +93,24 @@ impl Types for MySql {
 
     fn table(&self, table: &TableName) -> String {
         backquoted(table)
+    }
+
+    fn unique_index(&self, table: &str, column: &Column) -> String {
+        format!("ALTER TABLE {table} ADD UNIQUE INDEX ({})", in_backquotes(&column.name))
+    }
+
+    fn alter_nullable(&self, table: &str, column: &Column, nullable: bool) -> Option<String> {
+        let null = if nullable { "NULL DEFAULT NULL" } else { "NOT NULL" };
+        let (name, declared) = (in_backquotes(&column.name), &column.declared);
+        Some(format!("ALTER TABLE {table} MODIFY {name} {declared} {null}"))
+    }
+
+    fn shorten(&self, table: &str, column: &Column, most: u32) -> String {
+        let (name, kind) = (in_backquotes(&column.name), column.kind.as_str());
+        let kind = if BYTES.contains(&kind) { "varbinary" } else { "varchar" };
+        let collation = column.collation.iter().map(|name| format!(" COLLATE {name}"));
+        let collation: String = collation.collect();
+        format!("ALTER TABLE {table} MODIFY {name} {kind}({most}){collation} NOT NULL")
     }
 }
 

@@ -52,6 +52,8 @@ pub(super) struct Statements {
     pub(super) source: Source,
     /// For a person: which columns hold what; `None`: every one is under its own name.
     pub(super) columns: Option<String>,
+    /// For a person: what works, but could be mended.
+    pub(super) advice: Vec<String>,
 }
 
 /// The ids of a JSON array, as a table. `STRAIGHT_JOIN` behind it: each row is looked up by its id, whatever the planner
@@ -125,6 +127,7 @@ impl Statements {
             backlog: backlog(&source),
             source,
             columns: None,
+            advice: Vec::new(),
         }
     }
 }

@@ -9,7 +9,7 @@ use super::statements::{Numbering, Statements};
 use super::{Postgres, inspect};
 use crate::store::columns::explain;
 use crate::store::grants::Access;
-use crate::store::pace::{NUMBERED_AT_ONCE, TidyWalk, warn_of_numbers};
+use crate::store::pace::{NUMBERED_AT_ONCE, TidyWalk, advise, warn_of_numbers};
 use crate::store::source::Source;
 use crate::store::values::{FailureColumns, count, decode_one};
 use crate::store::{Holder, StoreError};
@@ -32,7 +32,8 @@ impl Postgres {
         }
         let number = layout.numbered.then(|| source::number(table, &layout));
         let (size, source) = (source::size(&layout), source::source(table, &layout));
-        let statements = Statements::new(table, on_sent, size, source, number).described(layout.describe());
+        let statements = Statements::new(table, on_sent, size, source, number).described(&layout);
+        advise(table, &statements.advice);
         self.touch_own_tables(&statements)
             .await
             .map_err(|error| explain(error, table))?;
@@ -51,8 +52,13 @@ impl Postgres {
             member: String::new(),
             partitions: 1,
         };
-        self.rows(&self.read, self.query(&statements.head).bind(i64::MAX).bind(1_i64))
-            .await?;
+        let head = self
+            .rows(&self.read, self.query(&statements.head).bind(i64::MAX).bind(1_i64))
+            .await;
+        head.map_err(|error| self.whole_table(error))?;
+        if let Some(sql) = source::without_places(&statements.source.target) {
+            self.execute(&self.read, self.query(&sql.into())).await?;
+        }
         self.write_failures(statements, FailureColumns::default(), &nobody)
             .await?;
         if let Some(tidy) = &statements.tidy {

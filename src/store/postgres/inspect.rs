@@ -47,7 +47,7 @@ const TIMES: &[&str] = &["timestamp with time zone", "timestamp without time zon
 /// The columns the relay reads, with the types they may have.
 const COLUMNS: &[(&str, &[&str])] = &[
     ("id", &["bigint", "integer"]),
-    ("message_id", &["uuid"]),
+    ("message_id", &["uuid", "text", "character varying"]),
     ("exchange", TEXTS),
     ("routing_key", TEXTS),
     ("ordering_key", TEXTS),
@@ -188,6 +188,7 @@ fn columns(rows: &[PgRow]) -> Result<Vec<Granted>, StoreError> {
             column: Column {
                 name,
                 kind: row.try_get(2)?,
+                declared: String::new(),
                 nullable: row.try_get(9)?,
                 unique: row.try_get(10)?,
                 counted: row.try_get(11)?,

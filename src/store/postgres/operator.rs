@@ -9,9 +9,11 @@ use sqlx::postgres::PgRow;
 use sqlx::{AssertSqlSafe, Row as _, TypeInfo as _, ValueRef as _};
 
 use super::rows::{message_id, text};
+use super::source::is_gone;
 use super::statements::{DUE, Size, Statements, dead, open};
 use super::{Postgres, decode, decode_one, lease_dialect};
 use crate::message::RowId;
+use crate::store::leases::{self, Dialect};
 use crate::store::operator::rows::{Cells, dead_letter, owner, reason, waiting_key};
 use crate::store::operator::{
     Database, DeadFilter, DeadLetter, Index, Operator, Ownership, Upkeep, Vacuum, WAITING_SCAN, WaitingKey,
@@ -19,7 +21,7 @@ use crate::store::operator::{
 };
 use crate::store::source::{Source, Target};
 use crate::store::values::{count, raw, seconds, span};
-use crate::store::{StoreError, leases, pauses};
+use crate::store::{StoreError, pauses};
 
 /// Any index of the right rows will do, whatever its name.
 const INDEXES: &str = "\
@@ -108,13 +110,7 @@ impl Postgres {
         if let Some(sent) = &names.sent {
             good &= self.has_index_of(sent).await?;
         }
-        let sql: Arc<str> = "SELECT relkind = 'p' FROM pg_catalog.pg_class WHERE oid = to_regclass($1)".into();
-        let kind = self.query(&sql).bind(self.table.as_str());
-        let partitioned = decode_one(&self.rows(&self.housekeeping, kind).await?, |row| {
-            row.try_get::<bool, _>(0)
-        })?;
-        // Not to be had for all partitions at once.
-        let concurrently = if partitioned { "" } else { " CONCURRENTLY" };
+        let concurrently = self.concurrently().await?;
         let index = |exists, of: String| Index {
             exists,
             create: format!("CREATE INDEX{concurrently} ON {} ({key}){of}", self.table),
@@ -131,6 +127,15 @@ impl Postgres {
             _ => index(true, String::new()),
         };
         Ok((index(good, of_unsent), dead))
+    }
+
+    /// How an index is made without stopping the application; not to be had for all partitions at once.
+    async fn concurrently(&self) -> Result<&'static str, StoreError> {
+        let sql: Arc<str> = "SELECT relkind = 'p' FROM pg_catalog.pg_class WHERE oid = to_regclass($1)".into();
+        let kind = self.query(&sql).bind(self.table.as_str());
+        let rows = self.rows(&self.housekeeping, kind).await?;
+        let partitioned = decode_one(&rows, |row| row.try_get::<bool, _>(0))?;
+        Ok(if partitioned { "" } else { " CONCURRENTLY" })
     }
 
     /// Whether an index has the column of this name in its condition, or first among its own.
@@ -257,6 +262,23 @@ impl Operator for Postgres {
         self.change(discard(&statements.source), ids).await
     }
 
+    async fn try_lease(&self, partitions: u16) -> Result<(), StoreError> {
+        let dialect = lease_dialect();
+        // Not the end of a transaction that nobody has begun, which the server would warn of.
+        let dialect = Dialect {
+            begin: format!("BEGIN; {}", dialect.begin),
+            ..dialect
+        };
+        let tried = self
+            .leased(leases::rehearsal(&self.options.table, partitions, dialect))
+            .await;
+        if tried.is_err() {
+            // What failed has left its transaction open, on a connection that is kept.
+            self.leases.close().await;
+        }
+        tried.map(drop)
+    }
+
     async fn pause(&self, exchange: Option<&str>, by: &str, reason: &str) -> Result<(), StoreError> {
         let (table, (scope, exchange)) = (&self.options.table, pauses::stored(exchange));
         let now = lease_dialect().now;
@@ -282,6 +304,10 @@ impl Operator for Postgres {
         Ok(self.statements().await?.columns.clone())
     }
 
+    async fn advice(&self) -> Result<Vec<String>, StoreError> {
+        Ok(self.statements().await?.advice.clone())
+    }
+
     async fn upkeep(&self) -> Result<Upkeep, StoreError> {
         let ask = async |sql: &'static str| {
             let sql: Arc<str> = sql.into();
@@ -292,9 +318,10 @@ impl Operator for Postgres {
         let (unsent_index, dead_index) = match &statements.columns {
             None => {
                 let (unsent, dead) = decode_one(&ask(INDEXES).await?, |row| Ok((row.try_get(0)?, row.try_get(1)?)))?;
+                let concurrently = self.concurrently().await?;
                 let index = |exists: bool, of: &str| Index {
                     exists,
-                    create: format!("CREATE INDEX CONCURRENTLY ON {} (id) WHERE {of}", self.table),
+                    create: format!("CREATE INDEX{concurrently} ON {} (id) WHERE {of}", self.table),
                 };
                 (
                     index(unsent, "sent_at IS NULL AND dead_at IS NULL"),
@@ -360,7 +387,6 @@ fn discard(source: &Source) -> String {
         failures,
         bookkeeping,
         positions,
-        key_there,
         ..
     } = &source.target;
     if let Some([.., dead]) = bookkeeping {
@@ -376,8 +402,9 @@ fn discard(source: &Source) -> String {
         None => format!("{freed} DELETE FROM {table} AS o WHERE o.{key} = ANY(ARRAY(SELECT id FROM freed)){unsent}"),
         Some(positions) => format!(
             "{freed}, gone AS (DELETE FROM {positions} AS p WHERE p.outbox = {outbox}
-                                AND p.position = ANY(ARRAY(SELECT id FROM freed)) RETURNING {key_there} AS key)
-             DELETE FROM {table} AS o WHERE o.{key} = ANY(ARRAY(SELECT key FROM gone)){unsent}"
+                                AND p.position = ANY(ARRAY(SELECT id FROM freed)) RETURNING p.row_key)
+             DELETE FROM {table} AS o WHERE {}{unsent}",
+            is_gone(&source.target)
         ),
     }
 }

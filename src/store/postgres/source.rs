@@ -7,7 +7,7 @@ use super::statements::{DURABLE, Numbering, Size};
 use crate::config::{Field, TableName};
 use crate::store::columns::Column;
 use crate::store::layout::{Layout, Need, Types, Value};
-use crate::store::migrate::quoted;
+use crate::store::migrate::{literal, quoted};
 use crate::store::pace::NUMBERED_AT_ONCE;
 use crate::store::source::{
     Dialect, HEADER_COLUMNS, MESSAGE_ID, Source, Target, columns, numberless, positions_table, unsent, waiting,
@@ -58,6 +58,18 @@ impl Types for Postgres {
     fn ignores_case(&self) -> bool {
         false
     }
+
+    fn alter_nullable(&self, table: &str, column: &Column, nullable: bool) -> Option<String> {
+        let change = if nullable { "DROP" } else { "SET" };
+        Some(format!(
+            "ALTER TABLE {table} ALTER COLUMN {} {change} NOT NULL",
+            column.quoted()
+        ))
+    }
+
+    fn knows_places(&self) -> bool {
+        true
+    }
 }
 
 impl Dialect for Postgres {
@@ -107,9 +119,16 @@ impl Dialect for Postgres {
     }
 
     fn stored_key(&self, key: &Column, sql: &str) -> String {
-        // `character` alone would be of one character.
-        let kind = if key.kind == "character" { "bpchar" } else { &key.kind };
-        format!("{sql}::{kind}")
+        match key.kind.as_str() {
+            "text" | "character varying" if key.unique => sql.to_owned(),
+            // `character` alone would be of one character.
+            "character" if key.unique => format!("{sql}::bpchar"),
+            // With a place before it, if there is one: of a time when nothing kept the keys apart, too.
+            kind => {
+                let kind = if kind == "character" { "bpchar" } else { kind };
+                format!("(CASE WHEN {sql} LIKE '@%' THEN regexp_replace({sql}, '{PLACE}', '') ELSE {sql} END)::{kind}")
+            }
+        }
     }
 
     fn is_unset(&self, column: &Column, sql: &str) -> String {
@@ -119,6 +138,59 @@ impl Dialect for Postgres {
             false => format!("NOT {sql}"),
         }
     }
+}
+
+/// What stands before the key of a row that is known by its place: the file of its table (or partition), which is another
+/// one once rows were moved, and the place in it.
+const PLACE: &str = "^@[0-9]+([(][0-9]+,[0-9]+[)]) ";
+
+/// What the row `a` is known by.
+fn row_key(layout: &Layout, key: &str) -> String {
+    match layout.by_place {
+        true => format!("concat('@', pg_relation_filenode(a.tableoid), a.ctid::text, ' ', a.{key}::text)"),
+        false => format!("a.{key}::text"),
+    }
+}
+
+/// That `row` of the application's table is the one whose number is `p`.
+pub(super) fn is_numbered(target: &Target, row: &str) -> String {
+    let Target { key, key_there, .. } = target;
+    let by_key = format!("{row}.{key} = {key_there}");
+    match target.by_place {
+        // The place is where the row is looked up, which needs no index.
+        true => format!(
+            "{row}.ctid = substring(p.row_key FROM '{PLACE}')::tid
+             AND p.row_key LIKE concat('@', pg_relation_filenode({row}.tableoid), '(%') AND {by_key}"
+        ),
+        false => by_key,
+    }
+}
+
+/// That a row, named `o`, is one of those whose numbers were in `gone`.
+pub(super) fn is_gone(target: &Target) -> String {
+    match target.by_place {
+        true => format!(
+            "o.ctid = ANY(ARRAY(SELECT substring(p.row_key FROM '{PLACE}')::tid FROM gone AS p))
+             AND EXISTS (SELECT FROM gone AS p WHERE {})",
+            is_numbered(target, "o")
+        ),
+        false => format!(
+            "o.{} = ANY(ARRAY(SELECT {} FROM gone AS p))",
+            target.key, target.key_there
+        ),
+    }
+}
+
+/// Numbers from a time when nothing kept keys apart, for a table where something does: those of its rows still are. `None`:
+/// there is nothing to be done.
+pub(super) fn without_places(target: &Target) -> Option<String> {
+    let Target { outbox, by_place, .. } = target;
+    let positions = target.positions.as_ref().filter(|_| !by_place)?;
+    let key = format!("regexp_replace(p.row_key, '{PLACE}', '')");
+    Some(format!(
+        "UPDATE {positions} AS p SET row_key = {key} WHERE p.outbox = {outbox} AND p.row_key ~ '{PLACE}'
+           AND NOT EXISTS (SELECT FROM {positions} AS x WHERE x.outbox = p.outbox AND x.row_key = {key})"
+    ))
 }
 
 /// Where the number to read from can stand in a source: within a statement it is a comment until then.
@@ -165,7 +237,7 @@ pub(super) fn source(table: &TableName, layout: &Layout) -> Source {
     let row = |condition: &str| {
         format!("CROSS JOIN LATERAL (SELECT {read} FROM {table} AS r WHERE {condition} OFFSET 0) AS a")
     };
-    let by_key = format!("r.{key} = {}", target.key_there);
+    let by_key = is_numbered(&target, "r");
     let from = match &target.positions {
         Some(positions) => format!(
             "FROM {positions} AS p {}{refusals} WHERE p.outbox = {outbox}",
@@ -214,19 +286,22 @@ pub(super) fn source(table: &TableName, layout: &Layout) -> Source {
     }
 }
 
+/// Of the advisory lock of who numbers, above the table's object id: "onum" in ASCII.
+const LOCK_SPACE: i64 = 0x6f6e_756d << 32;
+
 /// Numbers rows that have no number yet, up to `$1`: in the order in which they were inserted, as far as that can be known;
 /// and, in the second statement, as they come. One relay at a time: says whether it is this one, and how many there were.
 pub(super) fn number(table: &TableName, layout: &Layout) -> Numbering {
     let target = Target::new(table, layout, &Postgres);
-    let (outbox, key) = (&target.outbox, &target.key);
-    let row_key = format!("a.{key}::text");
+    let outbox = &target.outbox;
+    let row_key = row_key(layout, &target.key);
     let order = "age(a.xmin) DESC, a.cmin::text::bigint, a.ctid";
     let found = numberless(table, layout, &Postgres, (&row_key, order));
-    let (rows, positions) = (&found.rows, positions_table(table));
+    let (rows, positions, name) = (&found.rows, positions_table(table), literal(&table.to_string()));
     let statement = |limit: &str| {
         format!(
             "WITH mine AS MATERIALIZED (
-             SELECT pg_try_advisory_xact_lock(hashtextextended({outbox}, 122550254464888)) AND {DURABLE} AS mine),
+             SELECT pg_try_advisory_xact_lock({LOCK_SPACE} | to_regclass({name})::oid::bigint) AND {DURABLE} AS mine),
          numbered AS (
              INSERT INTO {positions} (outbox, row_key)
              SELECT {outbox}, {row_key} {rows} AND (SELECT mine FROM mine) {limit}

@@ -5,8 +5,9 @@
 
 use std::sync::Arc;
 
-use super::source::above;
+use super::source::{above, is_gone};
 use crate::config::{OnSent, TableName};
+use crate::store::layout::Layout;
 use crate::store::leases::shares_table;
 use crate::store::source::{Source, Target};
 use crate::store::{BACKLOG_CAP, INLINE_PAYLOAD_BYTES, SCAN_HORIZON};
@@ -50,6 +51,8 @@ pub(super) struct Statements {
     pub(super) source: Source,
     /// For a person: which columns hold what; `None`: every one is under its own name.
     pub(super) columns: Option<String>,
+    /// For a person: what works, but could be mended.
+    pub(super) advice: Vec<String>,
 }
 
 /// Unsent rows. The last line says nothing new, but keeps the planner on the partial index whatever the statistics
@@ -127,12 +130,14 @@ impl Statements {
             backlog: backlog(&source),
             source,
             columns: None,
+            advice: Vec::new(),
         }
     }
 
-    pub(super) fn described(self, columns: String) -> Self {
+    pub(super) fn described(self, layout: &Layout) -> Self {
         Self {
-            columns: Some(columns),
+            columns: Some(layout.describe()),
+            advice: layout.advice.clone(),
             ..self
         }
     }
@@ -212,10 +217,9 @@ fn mark(target: &Target, on_sent: OnSent) -> Arc<str> {
     if let Some(positions) = &target.positions {
         first.push(format!(
             "gone AS (DELETE FROM {positions} AS p WHERE p.outbox = {outbox} AND p.position = ANY($1)
-                     RETURNING {} AS key)",
-            target.key_there
+                     RETURNING p.row_key)"
         ));
-        which = format!("o.{key} = ANY(ARRAY(SELECT key FROM gone))");
+        which = is_gone(target);
     }
     let with = match first.is_empty() {
         true => String::new(),

@@ -4,11 +4,11 @@ use sqlx::Row as _;
 
 use super::statements::{self, Numbering, Statements};
 use super::{MAX_WRITE, Sqlite, inspect, lock, source};
-use crate::config::OnSent;
+use crate::config::{OnSent, TableName};
 use crate::store::StoreError;
 use crate::store::columns::{Column, explain};
 use crate::store::layout::Layout;
-use crate::store::pace::{TidyWalk, warn_of_numbers};
+use crate::store::pace::{TidyWalk, advise, warn_of_numbers};
 use crate::store::values::{decode, decode_one};
 
 /// Rows numbered with one statement: fewer than elsewhere, as it holds that lock.
@@ -41,6 +41,8 @@ impl Sqlite {
             statements.purge = statements::purge(&statements.source.target, true);
         }
         statements.columns = Some(layout.describe());
+        statements.advice = layout.advice;
+        advise(table, &statements.advice);
         let read = self.query(&statements.head).bind(i64::MAX).bind(1);
         let touched = self.rows(&self.read, read).await;
         touched.map_err(|error| explain(error, table))?;
@@ -88,6 +90,15 @@ impl Sqlite {
         lock(&self.tidied).advance(seen.len() as i64, seen.last().map(|(id, _)| *id));
         Ok(())
     }
+}
+
+/// What is to be known of a table like the one that `migrate` makes, but for the counting, whose sent rows are deleted.
+pub(super) fn ids_given_again(table: &TableName) -> String {
+    format!(
+        "id has no AUTOINCREMENT, so that SQLite gives it again once the highest row is deleted: such a row may wait for \
+         RELAY_POLL_SWEEP_INTERVAL, and go behind later ones of its key; make {table} anew with id INTEGER PRIMARY KEY AUTOINCREMENT, \
+         or set RELAY_COLUMN_ID=id and run `outbox-relay migrate`, and the relay numbers the rows itself"
+    )
 }
 
 /// By SQLite's own rule for a text affinity.

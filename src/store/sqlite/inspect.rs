@@ -15,7 +15,7 @@ use crate::store::{StoreError, StoreOptions};
 pub(super) const QUERY: &str = "\
 SELECT s.type, p.name, p.type, (SELECT encoding FROM pragma_encoding),
        EXISTS (SELECT 1 FROM sqlite_schema AS i WHERE i.type = 'index' AND i.name = ?2 AND i.tbl_name = s.name),
-       lower(p.name) = 'sent_at' AND p.\"notnull\"
+       lower(p.name) = 'sent_at' AND p.\"notnull\", s.sql
 FROM sqlite_schema AS s JOIN pragma_table_info(s.name) AS p
 WHERE lower(s.name) = lower(?1) AND s.type IN ('table', 'view')";
 
@@ -80,6 +80,7 @@ pub(super) fn existing(rows: &[SqliteRow], table: &TableName) -> Result<Existing
         Ok(Column {
             name: row.try_get(1)?,
             kind: row.try_get::<String, _>(2)?.to_ascii_uppercase(),
+            declared: String::new(),
             nullable: row.try_get(4)?,
             unique: row.try_get(5)?,
             counted: false,
@@ -137,6 +138,8 @@ fn relation<'a>(rows: &'a [SqliteRow], table: &TableName) -> Result<&'a SqliteRo
 
 /// What the statements need to know of a table that `migrate` made.
 pub(super) struct Standard {
+    /// No id is given twice.
+    pub(super) autoincrement: bool,
     /// The index of unsent rows is there.
     pub(super) has_index: bool,
     /// Headers that are made of its columns.
@@ -161,7 +164,10 @@ pub(super) fn judge(rows: &[SqliteRow], options: &StoreOptions) -> Result<Standa
         )));
     }
     if !lacking.is_empty() {
-        let lacking: Vec<_> = lacking.into_iter().map(|name| (name, "TEXT")).collect();
+        let lacking: Vec<_> = lacking
+            .into_iter()
+            .map(|name| (name, if name == "attempts" { "INTEGER" } else { "TEXT" }))
+            .collect();
         return Err(absent(&lacking, table, &table.to_string()));
     }
     for row in rows {
@@ -175,6 +181,7 @@ pub(super) fn judge(rows: &[SqliteRow], options: &StoreOptions) -> Result<Standa
             "columns of {table} have types the relay cannot use: id is {kind}, allowed: INTEGER PRIMARY KEY AUTOINCREMENT"
         ))),
         _ => Ok(Standard {
+            autoincrement: counts(&text(first, 6)?),
             has_index: first.try_get(4).map_err(|error| unreadable(&error))?,
             header_columns: header_columns(rows, options)?,
         }),
@@ -186,6 +193,7 @@ fn header_columns(rows: &[SqliteRow], options: &StoreOptions) -> Result<Option<S
         Ok(Column {
             name: row.try_get(1)?,
             kind: row.try_get::<String, _>(2)?.to_ascii_uppercase(),
+            declared: String::new(),
             nullable: true,
             unique: false,
             counted: false,

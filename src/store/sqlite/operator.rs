@@ -239,6 +239,11 @@ impl Operator for Sqlite {
         self.change(&discard(&statements.source.target), ids).await
     }
 
+    async fn try_lease(&self, partitions: u16) -> Result<(), StoreError> {
+        let script = leases::rehearsal(&self.options.table, partitions, lease_dialect());
+        self.leased(script).await.map(drop)
+    }
+
     async fn pause(&self, exchange: Option<&str>, by: &str, reason: &str) -> Result<(), StoreError> {
         let (table, (scope, exchange)) = (&self.options.table, pauses::stored(exchange));
         let now = lease_dialect().now;
@@ -258,6 +263,10 @@ impl Operator for Sqlite {
 
     async fn columns(&self) -> Result<Option<String>, StoreError> {
         Ok(self.statements().await?.columns.clone())
+    }
+
+    async fn advice(&self) -> Result<Vec<String>, StoreError> {
+        Ok(self.statements().await?.advice.clone())
     }
 
     async fn upkeep(&self) -> Result<Upkeep, StoreError> {

@@ -4,7 +4,7 @@ use super::statements::Numbering;
 use crate::config::TableName;
 use crate::store::columns::Column;
 use crate::store::layout::{Layout, Need, Types};
-use crate::store::migrate::literal;
+use crate::store::migrate::{literal, quoted};
 use crate::store::source::{
     Dialect, HEADER_COLUMNS, MESSAGE_ID, Source, Target, columns, numberless, positions_table, unsent, waiting,
 };
@@ -24,6 +24,19 @@ impl Types for Sqlite {
     /// By SQLite's own rule for an integer affinity.
     fn is_integer(&self, column: &Column) -> bool {
         column.kind.contains("INT") && !self.ids_are_given_again
+    }
+
+    fn alter_nullable(&self, _: &str, _: &Column, _: bool) -> Option<String> {
+        None
+    }
+
+    fn unique_index(&self, table: &str, column: &Column) -> String {
+        let name = quoted(&format!("{}_{}", table.trim_matches('"'), column.name));
+        format!("CREATE UNIQUE INDEX {name} ON {table} ({})", column.quoted())
+    }
+
+    fn is_given_again(&self, key: &Column) -> bool {
+        key.kind.contains("INT") && self.ids_are_given_again
     }
 
     fn is_flag(&self, column: &Column) -> bool {

@@ -46,6 +46,8 @@ pub(super) struct Statements {
     pub(super) source: Source,
     /// For a person: which columns hold what; `None`: every one is under its own name.
     pub(super) columns: Option<String>,
+    /// For a person: what works, but could be mended.
+    pub(super) advice: Vec<String>,
 }
 
 pub(super) const LISTED: &str = "o.id IN (SELECT value FROM json_each(?1))";
@@ -99,6 +101,7 @@ impl Statements {
             touch: touch(target, t, key).into(),
             source,
             columns: None,
+            advice: Vec::new(),
         }
     }
 }

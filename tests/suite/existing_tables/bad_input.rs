@@ -1,7 +1,7 @@
 //! What will not do: `check` and `run` say what, by name, and how to mend it.
 
 use crate::outbox::{Outbox, SECOND};
-use crate::support::until;
+use crate::support::{Relay, until};
 
 /// What is wrong, the statements that make it so, the variables, and what must be said of it.
 type Case<'a> = (&'a str, &'a [(&'a str, &'a str)], &'a [&'a str]);
@@ -10,7 +10,26 @@ const SEQ: (&str, &str) = ("RELAY_COLUMN_ID", "seq");
 const KEY: (&str, &str) = ("RELAY_ROUTING_KEY", "r");
 const DELETE: (&str, &str) = ("RELAY_OUTBOX_ON_SENT", "delete");
 
-/// `check` fails with these words, and `run` says them as well while it waits for the cause to be mended.
+/// The statements in a line that `check` prints.
+fn statements(line: &str) -> Vec<String> {
+    let begins = ["ALTER TABLE ", "CREATE ", "UPDATE ", "GRANT "];
+    let parts = line.split("; ").filter_map(|part| {
+        let at = begins.iter().filter_map(|word| part.find(word)).min()?;
+        Some(part[at..].trim_start_matches("or ").to_owned())
+    });
+    parts.collect()
+}
+
+/// Runs what a line of `check` advises.
+async fn mend(outbox: &Outbox, line: &str) {
+    for statement in statements(line) {
+        println!("{statement}");
+        outbox.db.run(&statement).await;
+    }
+}
+
+/// `check` fails with these words, and `run` says them as well while it waits for the cause to be mended. The statements
+/// among them mend it.
 async fn is_told(outbox: &Outbox, (sql, variables, words): Case<'_>) {
     for statement in sql.split(';').filter(|statement| !statement.trim().is_empty()) {
         outbox.db.run(statement).await;
@@ -26,9 +45,28 @@ async fn is_told(outbox: &Outbox, (sql, variables, words): Case<'_>) {
         assert!(line.contains(word), "{sql}: {word:?} is not in {line}\n{out}");
     }
     assert!(!err.contains("panicked") && !out.contains("stack backtrace"), "{err}");
-    let relay = more
+    let relay = run_says(outbox, &more, words).await;
+    if !statements(line).is_empty() {
+        mend(outbox, line).await;
+        let (_, out, _) = outbox.command(&["check"], &more).await;
+        assert!(!out.contains("FAILED  table"), "{sql}: {line}\nthen {out}");
+        until("the relay goes on", 20 * SECOND, async || {
+            let (_, reasons) = relay.get("/readyz").await;
+            !words.iter().all(|word| reasons.contains(&word.replace('"', "\\\"")))
+        })
+        .await;
+    }
+    drop(relay);
+    outbox.db.run("DROP TABLE IF EXISTS events").await;
+}
+
+/// A relay that waits, and has said these words.
+async fn run_says(outbox: &Outbox, variables: &[(&str, &str)], words: &[&str]) -> Relay {
+    let relay = variables
         .iter()
         .fold(outbox.relay(), |relay, (name, value)| relay.env(name, value))
+        // The one before it was killed, and its shares are to be free soon.
+        .env("RELAY_LEASE_TTL", "2s")
         .spawn();
     until("the relay says it as well", 20 * SECOND, async || {
         let log = relay.log_text();
@@ -36,8 +74,112 @@ async fn is_told(outbox: &Outbox, (sql, variables, words): Case<'_>) {
     })
     .await;
     assert_eq!(relay.get("/livez").await.0, 200, "it waits");
-    drop(relay);
-    outbox.db.run("DROP TABLE IF EXISTS events").await;
+    until("it is not ready", 20 * SECOND, async || {
+        relay.get("/readyz").await.0 == 503
+    })
+    .await;
+    assert!(!relay.log_text().contains("panicked"), "{}", relay.log_text());
+    relay
+}
+
+/// An index that is missing is made by what `check` says, and then is not missing any more.
+async fn an_index_is_told_and_made(outbox: &Outbox, sql: &[String], variables: &[(&str, &str)]) {
+    for statement in sql {
+        outbox.db.run(statement).await;
+    }
+    let (_, out, err) = outbox.command(&["check"], variables).await;
+    let told = |out: &str| {
+        let line = out.lines().find(|line| line.contains("indexes: no index of"))?;
+        Some(line.to_owned())
+    };
+    let line = told(&out).unwrap_or_else(|| panic!("{sql:?}: {out}{err}"));
+    mend(outbox, &line).await;
+    let (_, out, _) = outbox.command(&["check"], variables).await;
+    // Of the dead letters it is told after the other.
+    if let Some(line) = told(&out) {
+        assert!(line.contains("dead letters"), "{sql:?}: {out}");
+        mend(outbox, &line).await;
+    }
+    let (code, out, _) = outbox.command(&["check"], variables).await;
+    assert_eq!(code, Some(0), "{sql:?}: {out}");
+    assert_eq!(told(&out), None, "{sql:?}: {out}");
+}
+
+async fn indexes_are_made_as_check_says(database: &str) {
+    let outbox = Outbox::without_tables(database, &[]).await;
+    outbox.command(&["migrate"], &[]).await;
+    let drops: Vec<_> = match database {
+        "postgres" => vec!["DROP INDEX outbox_relay_unsent, outbox_relay_dead"],
+        "mariadb" => vec!["DROP INDEX outbox_relay_unsent ON outbox"],
+        _ => vec!["DROP INDEX outbox_relay_unsent", "DROP INDEX outbox_relay_dead"],
+    };
+    let drops: Vec<_> = drops.into_iter().map(str::to_owned).collect();
+    an_index_is_told_and_made(&outbox, &drops, &[]).await;
+    let (key, time) = match database {
+        "postgres" => ("bigserial PRIMARY KEY", "timestamptz"),
+        "mariadb" => ("bigint AUTO_INCREMENT PRIMARY KEY", "timestamp NULL DEFAULT NULL"),
+        _ => ("INTEGER PRIMARY KEY AUTOINCREMENT", "TEXT"),
+    };
+    let more = [
+        ("RELAY_OUTBOX_TABLE", "events"),
+        KEY,
+        ("RELAY_COLUMN_ID", "\"Seq No\""),
+        ("RELAY_COLUMN_SENT_AT", "\"Sent At\""),
+        ("RELAY_COLUMN_DEAD_AT", "dead"),
+        ("RELAY_COLUMN_ATTEMPTS", "tries"),
+        ("RELAY_COLUMN_NEXT_ATTEMPT_AT", "later"),
+        ("RELAY_COLUMN_LAST_ERROR", "why"),
+    ];
+    let quoted = |sql: String| match database {
+        "mariadb" => sql.replace('"', "`"),
+        _ => sql,
+    };
+    let flag = if database == "postgres" { "boolean" } else { "tinyint" };
+    let nullable_flag = if database == "sqlite" { "boolean" } else { flag };
+    for sent in [
+        time,
+        nullable_flag,
+        &format!(
+            "{flag} NOT NULL DEFAULT {}",
+            if database == "postgres" { "false" } else { "0" }
+        ),
+    ] {
+        let table = quoted(format!(
+            "CREATE TABLE events (\"Seq No\" {key}, \"Sent At\" {sent}, tries int, later {time}, why text, dead {time}, payload text)"
+        ));
+        outbox.command(&["migrate"], &more).await;
+        let filled = "INSERT INTO events (payload) VALUES ('1')".to_owned();
+        an_index_is_told_and_made(&outbox, &[table, filled], &more).await;
+        outbox.db.run("DROP TABLE events").await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn indexes_are_made_as_check_says_on_postgres() {
+    indexes_are_made_as_check_says("postgres").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn indexes_are_made_as_check_says_on_mariadb() {
+    indexes_are_made_as_check_says("mariadb").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn indexes_are_made_as_check_says_on_sqlite() {
+    indexes_are_made_as_check_says("sqlite").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn indexes_of_a_partitioned_table_are_made_as_check_says() {
+    let outbox = Outbox::without_tables("postgres", &[]).await;
+    outbox.command(&["migrate"], &[]).await;
+    let parts = [
+        "CREATE TABLE parted (LIKE outbox INCLUDING DEFAULTS) PARTITION BY RANGE (id)",
+        "CREATE TABLE part PARTITION OF parted FOR VALUES FROM (0) TO (1000)",
+        "DROP TABLE outbox",
+        "ALTER TABLE parted RENAME TO outbox",
+    ];
+    an_index_is_told_and_made(&outbox, &parts.map(str::to_owned), &[]).await;
 }
 
 const MISSING: Case<'_> = (
@@ -52,6 +194,7 @@ async fn on_postgres() {
     outbox
         .command(&["migrate"], &[SEQ, KEY, DELETE, ("RELAY_OUTBOX_TABLE", "events")])
         .await;
+    outbox.command(&["migrate"], &[("RELAY_OUTBOX_TABLE", "another")]).await;
     let cases: &[Case<'_>] = &[
         MISSING,
         (
@@ -62,6 +205,12 @@ async fn on_postgres() {
                 "ALTER TABLE \"events\" ADD COLUMN message_id uuid; ALTER TABLE \"events\" ADD COLUMN exchange text",
                 "RELAY_PRESET or RELAY_COLUMN_",
             ],
+        ),
+        (
+            "CREATE TABLE events (LIKE another INCLUDING ALL); ALTER TABLE events ALTER message_id DROP DEFAULT;
+             ALTER TABLE events ALTER message_id TYPE varchar(40)[] USING ARRAY['']",
+            &[],
+            &["message_id is character varying[]", "RELAY_COLUMN_MESSAGE_ID=message_id"],
         ),
         (
             "CREATE TABLE events (seq bigserial PRIMARY KEY, data text)",
@@ -106,7 +255,7 @@ async fn on_postgres() {
             ],
         ),
         (
-            "CREATE TABLE events (seq bigint, payload text)",
+            "CREATE TABLE events (seq bigint UNIQUE, payload text)",
             &[SEQ, KEY, DELETE],
             &["seq (RELAY_COLUMN_ID) may be null", "NOT NULL"],
         ),
@@ -154,10 +303,9 @@ async fn on_postgres() {
     outbox.db.run(view).await;
     let more = [("RELAY_OUTBOX_TABLE", "events"), SEQ, KEY, DELETE];
     let (code, out, _) = outbox.command(&["check"], &more).await;
-    assert!(
-        code == Some(1) && out.contains("is a view: name the table itself in RELAY_OUTBOX_TABLE"),
-        "{out}"
-    );
+    let words = "is a view: name the table itself in RELAY_OUTBOX_TABLE";
+    assert!(code == Some(1) && out.contains(words), "{out}");
+    run_says(&outbox, &more, &[words]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -179,17 +327,16 @@ async fn on_postgres_without_privileges_or_writes() {
     url.set_password(Some("pw")).expect("a password");
     let as_role = [&more[..], &[("RELAY_DATABASE_URL", url.as_str())]].concat();
     let (code, out, _) = outbox.command(&["check"], &as_role).await;
-    assert!(
-        code == Some(1) && out.contains("lacks DELETE on \"events\"; it needs SELECT, DELETE: GRANT DELETE"),
-        "{out}"
-    );
+    let words = "lacks DELETE on \"events\"; it needs SELECT, DELETE: GRANT DELETE";
+    assert!(code == Some(1) && out.contains(words), "{out}");
+    run_says(&outbox, &as_role, &[words]).await;
     // Of the table itself no more than that is needed.
-    outbox.db.run(&format!("GRANT DELETE ON events TO {role}")).await;
+    let line = out.lines().find(|line| line.contains(words)).expect("a line");
+    mend(&outbox, line).await;
     let (code, out, _) = outbox.command(&["check"], &as_role).await;
-    assert!(
-        code == Some(1) && out.contains("outbox_relay_failures") && out.contains("SELECT, INSERT, UPDATE, DELETE"),
-        "{out}"
-    );
+    let words = ["outbox_relay_failures", "SELECT, INSERT, UPDATE, DELETE"];
+    assert!(code == Some(1) && words.iter().all(|word| out.contains(word)), "{out}");
+    run_says(&outbox, &as_role, &words).await;
     outbox
         .db
         .run(&format!(
@@ -204,10 +351,9 @@ async fn on_postgres_without_privileges_or_writes() {
         .run(&format!("ALTER ROLE {role} SET default_transaction_read_only = on"))
         .await;
     let (code, out, _) = outbox.command(&["check"], &as_role).await;
-    assert!(
-        code == Some(1) && out.contains("takes no writes") && out.contains("RELAY_DATABASE_URL"),
-        "{out}"
-    );
+    let words = ["takes no writes", "RELAY_DATABASE_URL"];
+    assert!(code == Some(1) && words.iter().all(|word| out.contains(word)), "{out}");
+    run_says(&outbox, &as_role, &words).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -240,6 +386,19 @@ async fn on_mariadb() {
             "CREATE TABLE events (seq bigint NOT NULL, payload text)",
             &[SEQ, KEY, DELETE],
             &["may be the same in several rows"],
+        ),
+        (
+            "CREATE TABLE events (seq bigint UNIQUE, payload text)",
+            &[SEQ, KEY, DELETE],
+            &["seq (RELAY_COLUMN_ID) may be null", "NOT NULL"],
+        ),
+        (
+            "CREATE TABLE events (id bigint AUTO_INCREMENT PRIMARY KEY, payload json)",
+            &[],
+            &[
+                "no column message_id, exchange",
+                "ALTER TABLE `events` ADD COLUMN message_id char(36)",
+            ],
         ),
         (
             "CREATE TABLE events (seq varchar(300) PRIMARY KEY, payload text) CHARACTER SET utf8mb4",
@@ -310,6 +469,19 @@ async fn on_sqlite() {
             &["WITHOUT ROWID", "only a key of TEXT can be numbered"],
         ),
         (
+            "CREATE TABLE events (seq TEXT NOT NULL, payload TEXT)",
+            &[SEQ, KEY, DELETE],
+            &["seq (RELAY_COLUMN_ID) may be the same in several rows"],
+        ),
+        (
+            "CREATE TABLE events (id INTEGER PRIMARY KEY AUTOINCREMENT, payload TEXT)",
+            &[],
+            &[
+                "no column message_id, exchange",
+                "ALTER TABLE \"events\" ADD COLUMN message_id TEXT",
+            ],
+        ),
+        (
             "CREATE TABLE events (seq INTEGER, payload TEXT)",
             &[SEQ, KEY, DELETE],
             &["seq (RELAY_COLUMN_ID) may be null"],
@@ -332,6 +504,7 @@ async fn on_sqlite() {
         let all = [more, &[("RELAY_DATABASE_URL", url.as_str())]].concat();
         let (code, out, err) = outbox.command(&["check"], &all).await;
         assert!(code == Some(1) && out.contains(words), "{words}: {out}{err}");
+        run_says(&outbox, &all, &[words]).await;
     };
     told(&more, "does not exist").await;
     std::fs::write(&file, "no database".repeat(1_000)).expect("written");
@@ -356,4 +529,62 @@ async fn what_the_configuration_alone_tells_ends_with_64() {
             assert!(code == Some(64) && err.contains(words), "{command} {name}: {out}{err}");
         }
     }
+}
+
+/// A role that may read the tables of the leases, and not write them.
+async fn leases_that_cannot_be_written(database: &str) {
+    let outbox = Outbox::without_tables(database, &[]).await;
+    outbox.command(&["migrate"], &[]).await;
+    let role = format!("r{}", &uuid::Uuid::new_v4().simple().to_string()[..12]);
+    let (create, user) = match database {
+        "mariadb" => (
+            format!("CREATE USER {role}@'127.0.0.1' IDENTIFIED BY 'pw'"),
+            format!("{role}@'127.0.0.1'"),
+        ),
+        _ => (format!("CREATE ROLE {role} LOGIN PASSWORD 'pw'"), role.clone()),
+    };
+    outbox.db.run(&create).await;
+    let grant = async |what: &str| outbox.db.run(&format!("GRANT {what} TO {user}")).await;
+    grant("SELECT, UPDATE, DELETE ON outbox").await;
+    for table in ["outbox_relay_shares", "outbox_relay_members", "outbox_relay_pauses"] {
+        grant(&format!("SELECT ON {table}")).await;
+    }
+    let mut url = url::Url::parse(&outbox.database_url).expect("a URL");
+    url.set_username(&role).expect("a user");
+    url.set_password(Some("pw")).expect("a password");
+    let as_role = ("RELAY_DATABASE_URL", url.as_str());
+    let owned = "SELECT count(*) FROM outbox_relay_shares WHERE owner IS NOT NULL";
+    for table in ["outbox_relay_shares", "outbox_relay_members"] {
+        let (code, out, _) = outbox.command(&["check"], &[as_role]).await;
+        let line = out
+            .lines()
+            .find(|line| line.starts_with("FAILED  leases"))
+            .unwrap_or_default();
+        assert_eq!(code, Some(1), "{out}");
+        assert!(
+            line.contains("SELECT, INSERT, UPDATE, DELETE on outbox_relay_shares and outbox_relay_members"),
+            "{out}"
+        );
+        grant(&format!("INSERT, UPDATE, DELETE ON {table}")).await;
+    }
+    let (code, out, _) = outbox.command(&["check"], &[as_role]).await;
+    assert_eq!(code, Some(0), "{out}");
+    assert_eq!(outbox.db.number(owned).await, 0, "it takes back what it takes");
+    assert_eq!(
+        outbox
+            .db
+            .number("SELECT count(*) FROM outbox_relay_members WHERE member <> ''")
+            .await,
+        0
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn leases_that_cannot_be_written_on_postgres() {
+    leases_that_cannot_be_written("postgres").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn leases_that_cannot_be_written_on_mariadb() {
+    leases_that_cannot_be_written("mariadb").await;
 }

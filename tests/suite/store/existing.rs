@@ -100,6 +100,24 @@ impl<H> Numbered<H> {
     }
 }
 
+impl<H: Harness> Numbered<H> {
+    /// Another table of the same database.
+    pub(crate) async fn migrated_with(&self, options: StoreOptions) -> Arc<dyn Store> {
+        let options = Self::options(options);
+        store::migrate(&self.url(), options.clone()).await.expect("migrations");
+        self.store_with(options)
+    }
+}
+
+/// The same where nothing keeps two rows from having the same key.
+pub(crate) struct Keyless<H>(pub(crate) H);
+
+impl<H> Keyless<H> {
+    fn options(options: StoreOptions) -> StoreOptions {
+        Bare::<H>::options(options)
+    }
+}
+
 macro_rules! wrapped {
     ($wrapper:ident, $make:ident) => {
         #[async_trait]
@@ -184,6 +202,7 @@ macro_rules! wrapped {
 wrapped!(Renamed, rename);
 wrapped!(Bare, strip);
 wrapped!(Numbered, without_numbers);
+wrapped!(Keyless, without_keys);
 
 async fn rename(db: &impl Harness) {
     for (name, other) in NAMES {
@@ -225,6 +244,12 @@ async fn without_numbers(db: &impl Harness) {
         db.time()
     ))
     .await;
+}
+
+async fn without_keys(db: &impl Harness) {
+    without_numbers(db).await;
+    db.execute("ALTER TABLE outbox RENAME TO keyed").await;
+    db.execute("CREATE TABLE outbox (LIKE keyed INCLUDING DEFAULTS)").await;
 }
 
 /// Cases against a kind of table.
@@ -308,8 +333,11 @@ macro_rules! bare {
 /// What does not look at the ids in the table.
 macro_rules! numbered {
     ($name:ident: $harness:ty) => {
+        numbered!($name: $harness, Numbered);
+    };
+    ($name:ident: $harness:ty, $table:ident) => {
         cases! {
-            $name: crate::store::existing::Numbered<$harness>:
+            $name: crate::store::existing::$table<$harness>:
             reading:
                 the_head_follows_cursor_and_limit
                 shares_divide_the_rows
@@ -326,6 +354,7 @@ macro_rules! numbered {
 }
 
 numbered!(numbered_on_postgres: crate::store::postgres::Postgres);
+numbered!(keyless_on_postgres: crate::store::postgres::Postgres, Keyless);
 numbered!(numbered_on_mariadb: crate::store::mariadb::MariaDb);
 numbered!(numbered_on_sqlite: crate::store::sqlite::Sqlite);
 renamed!(renamed_on_postgres: crate::store::postgres::Postgres);

@@ -10,7 +10,7 @@ use outbox_relay::message::{OutboxRow, RowId};
 use outbox_relay::store::{NextStep, Shares, Store, StoreError, StoreOptions};
 use sqlx::{AssertSqlSafe, Executor as _};
 
-use crate::store::existing::Numbered;
+use crate::store::existing::{Keyless, Numbered};
 use crate::store::harness::{Harness, body, confirmed, failure, nobody, options};
 use crate::store::{mariadb::MariaDb, postgres::Postgres, sqlite::Sqlite};
 use crate::support::until;
@@ -247,6 +247,50 @@ async fn numbers_wait_for_the_disk_whatever_the_server_does() {
     assert_eq!(db.number("SELECT count(*) FROM noted WHERE setting = 'on'").await, 1);
 }
 
+/// Nothing keeps two rows from having the same key: each is a row of its own all the same.
+#[tokio::test]
+async fn rows_of_the_same_key_are_each_numbered_marked_and_given_up() {
+    let db = Keyless::<Postgres>::fresh().await;
+    let store = db.migrated().await;
+    let insert = async |n: i64| {
+        db.execute(&format!(
+            "INSERT INTO outbox (id, routing_key, ordering_key, payload) VALUES ('same', 'r', 'k', '{n}')"
+        ))
+        .await;
+    };
+    insert(1).await;
+    let first = after(&store, 0).await;
+    assert_eq!(bodies(&first), [1]);
+    // It comes while the first one is on its way.
+    insert(2).await;
+    let marked = store.mark_sent(&confirmed([first[0].id.0])).await.expect("marked");
+    assert_eq!(marked, 1);
+    let sent = "SELECT count(*) FROM outbox WHERE sent_at IS NOT NULL";
+    assert_eq!(db.number(&format!("{sent} AND payload = '1'")).await, 1);
+    assert_eq!(db.number(sent).await, 1, "and no other");
+    insert(3).await;
+    let mut rows = Vec::new();
+    until("both are found", WAIT, async || {
+        rows = after(&store, 0).await;
+        rows.len() == 2
+    })
+    .await;
+    assert_eq!(bodies(&rows), [2, 3]);
+    assert_eq!(rows[0].message_id, rows[1].message_id);
+    let dead = [failure(rows[0].id.0, 1, NextStep::Dead)];
+    assert_eq!(store.record_failures(&dead, &nobody()).await.expect("written"), 1);
+    let left = after(&store, 0).await;
+    assert_eq!(bodies(&left), [3]);
+    // Rows that were moved are numbered anew, and what is known of the old places marks nothing.
+    db.execute("DELETE FROM outbox WHERE payload = '2'").await;
+    db.execute("VACUUM FULL outbox").await;
+    assert_eq!(store.mark_sent(&confirmed([left[0].id.0])).await.expect("marked"), 0);
+    until("it is found again", WAIT, async || {
+        bodies(&after(&store, 0).await) == [3]
+    })
+    .await;
+}
+
 /// Another one has `lock` until it ends its transaction: meanwhile nothing is numbered, and nobody waits.
 async fn is_left_to_another<H: Harness>(db: &Numbered<H>, release: impl AsyncFnOnce()) {
     let store = db.store();
@@ -265,9 +309,20 @@ async fn one_relay_numbers_at_a_time_on_postgres() {
     db.migrated().await.inspect().await.expect("a table");
     let mut other = db.0.another().await;
     other
-        .execute("BEGIN; SELECT pg_advisory_xact_lock(hashtextextended('outbox', 122550254464888))")
+        .execute("BEGIN; SELECT pg_advisory_xact_lock(1869509997::bigint << 32 | 'outbox'::regclass::oid::bigint)")
         .await
         .expect("locked");
+    // A table of the same name is another one.
+    db.execute("CREATE SCHEMA other; CREATE TABLE other.outbox (LIKE outbox INCLUDING ALL)")
+        .await;
+    let elsewhere = StoreOptions {
+        table: "other.outbox".parse().expect("a name"),
+        ..options("outbox", OnSent::Mark)
+    };
+    let elsewhere = db.migrated_with(elsewhere).await;
+    db.execute("INSERT INTO other.outbox (routing_key, payload) VALUES ('r', '7')")
+        .await;
+    assert_eq!(bodies(&after(&elsewhere, 0).await), [7]);
     is_left_to_another(&db, async || {
         other.execute("COMMIT").await.expect("released");
     })
@@ -290,6 +345,22 @@ async fn one_relay_numbers_at_a_time_on_mariadb() {
         other.execute(sqlx::raw_sql("COMMIT")).await.expect("released");
     };
     is_left_to_another(&db, release).await;
+}
+
+/// SQLite lets keys of text be null: more of them than one look numbers do not fill each look.
+#[tokio::test]
+async fn rows_with_a_null_key_starve_no_others_on_sqlite() {
+    let db = Numbered::<Sqlite>::fresh().await;
+    let store = db.migrated().await;
+    db.execute(
+        "ALTER TABLE outbox RENAME TO keyed;
+         CREATE TABLE outbox (id TEXT PRIMARY KEY, routing_key TEXT, payload TEXT, sent_at TEXT);
+         WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 5001)
+             INSERT INTO outbox SELECT NULL, 'r', '0', NULL FROM n;
+         INSERT INTO outbox VALUES ('a', 'r', '7', NULL)",
+    )
+    .await;
+    until("it is found", WAIT, async || bodies(&after(&store, 0).await) == [7]).await;
 }
 
 /// The application's transaction has the only write lock: a look that finds nothing does not need it.
