@@ -42,7 +42,8 @@
 //! | connection budget | `surroundings::a_relay_keeps_…` |
 //! | wrong clock, other time zones | `surroundings::a_relay_with_a_wrong_clock_…` |
 //! | a pooler between relay and database | `surroundings::three_relays_behind_a_pooler_…` |
-//! | TLS downgraded in silence, certificate or password replaced while running | `security::connections::…` |
+//! | TLS downgraded in silence, certificate or password replaced while running | `security::connections::…`, `security::identities::…` |
+//! | a permission or a privilege taken back while running | `security::rights::…` |
 //! | a table that refuses the relay's own updates | `faults::a_table_that_takes_no_refusals_…` |
 
 #![allow(clippy::unwrap_used, clippy::expect_used)] // what goes wrong in a test is to be seen

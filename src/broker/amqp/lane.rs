@@ -18,7 +18,7 @@ use crate::broker::{BatchReport, Confirmed, Doubt, Lane, Outcome, Session};
 use crate::message::{Copies, Message, OwnHeaders, RowId};
 
 use super::AmqpOptions;
-use super::connection::{Connection, ExchangeCheck, soft_error};
+use super::connection::{ACCESS_REFUSED, Connection, ExchangeCheck, soft_error};
 use super::properties::{properties, short};
 
 /// How often the clock of the confirm timeout is advanced; it stands still while the broker is blocked.
@@ -184,7 +184,9 @@ impl AmqpLane {
         }
         self.connection.suspect(&first.exchange);
         if unsettled.len() == 1 {
-            report.outcomes.push((first.row, Outcome::Refused(text.to_owned())));
+            report
+                .outcomes
+                .push((first.row, Outcome::Refused(with_advice(code, text))));
             return Vec::new();
         }
         unsettled.into_iter().map(|message| vec![message]).collect()
@@ -413,6 +415,16 @@ fn judge(group: Group, answers: Vec<Heard>, complete: bool, dedup: bool) -> (Vec
 #[expect(clippy::disallowed_methods, reason = "this is where confirms are told from returns")]
 fn confirmed(row: RowId) -> Outcome {
     Outcome::Confirmed(Confirmed::attest(row))
+}
+
+/// A refusal for want of a permission, and what to do about it. There are others of the same code: an internal exchange.
+fn with_advice(code: u16, text: &str) -> String {
+    match code == ACCESS_REFUSED && text.contains("refused for user") {
+        true => format!(
+            "{text}: give the broker's user write permission on the exchange, `migrate --print-grants` prints the command"
+        ),
+        false => text.to_owned(),
+    }
 }
 
 fn by_exchange(messages: Group) -> Vec<Group> {
