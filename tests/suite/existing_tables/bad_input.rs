@@ -25,7 +25,10 @@ async fn is_told(outbox: &Outbox, (sql, variables, words): Case<'_>) {
     for word in words {
         assert!(line.contains(word), "{sql}: {word:?} is not in {line}\n{out}");
     }
-    assert!(!err.contains("the program has a mistake") && !out.contains("stack backtrace"), "{err}");
+    assert!(
+        !err.contains("the program has a mistake") && !out.contains("stack backtrace"),
+        "{err}"
+    );
     let relay = more
         .iter()
         .fold(outbox.relay(), |relay, (name, value)| relay.env(name, value))
