@@ -122,6 +122,10 @@ pub const VARIABLES: &[Variable] = &[
         "RELAY_AMQP_SERVER_NAME",
         "name that the broker's certificate must have, where it is not the host of the URL",
     ),
+    optional_secret(
+        "RELAY_AMQP_MANAGEMENT_URL",
+        "of RabbitMQ's management plug-in, for `check` only: `https://user:password@host:15671`; also `RELAY_AMQP_MANAGEMENT_URL_FILE`, a file that holds it",
+    ),
     optional("RELAY_DATABASE_TIMEOUT", "30s", "bound of each statement, 1ms to 1h"),
     without_default(
         "RELAY_DATABASE_CA_FILE",

@@ -44,6 +44,7 @@
 //! | a pooler between relay and database | `surroundings::three_relays_behind_a_pooler_…` |
 //! | TLS downgraded in silence, certificate or password replaced while running | `security::connections::…`, `security::identities::…` |
 //! | a permission or a privilege taken back while running | `security::rights::…` |
+//! | a queue that confirms what it can lose, a routing key that no binding takes | `management::…` |
 //! | a table that refuses the relay's own updates | `faults::a_table_that_takes_no_refusals_…` |
 
 #![allow(clippy::unwrap_used, clippy::expect_used)] // what goes wrong in a test is to be seen
@@ -59,6 +60,7 @@ mod existing_tables;
 mod faults;
 mod lifecycle;
 mod main_job;
+mod management;
 mod mariadb;
 mod operator;
 mod outbox;

@@ -174,6 +174,18 @@ async fn bad_variables_are_not_quoted() {
     ] {
         silent(&["check"], &[variable]).await;
     }
+    for url in [
+        "u:MARK@h",
+        "http://MARK@127.0.0.1:1/?MARK#MARK",
+        "http://u:MARK/x@h",
+        "https://u:MARK@h:port",
+        "http://u:MARK@127.0.0.1:1",
+        "https://u:MARK@127.0.0.1:1",
+    ] {
+        silent(&["check"], &[("RELAY_AMQP_MANAGEMENT_URL", &url.replace("MARK", MARK))]).await;
+        replace(&file, &url.replace("MARK", MARK));
+        silent(&["status", "--json"], &[("RELAY_AMQP_MANAGEMENT_URL_FILE", path)]).await;
+    }
     for toml in [
         "database_url = \"postgres://u:MARK@h/db",
         "database_url = [\"MARK\"]",

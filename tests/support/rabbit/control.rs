@@ -46,6 +46,15 @@ impl Rabbit {
         format!("amqp://{name}:{password}@127.0.0.1:{}/{path}", self.port())
     }
 
+    /// What the user may see of the node: `monitoring`.
+    pub async fn set_tag(&self, user: &str, tag: &str) {
+        let user = binary(user);
+        self.eval(&format!(
+            "ok = rabbit_auth_backend_internal:set_tags({user}, [{tag}], <<\"tests\">>)"
+        ))
+        .await;
+    }
+
     /// Gives a user these permissions in a virtual host, in place of those before.
     pub async fn set_permissions(&self, user: &str, vhost: &str, [configure, write, read]: [&str; 3]) {
         let (user, host) = (binary(user), binary(&vhost_name(vhost)));
