@@ -7,6 +7,7 @@ use async_trait::async_trait;
 use crate::message::{Message, RowId};
 
 pub mod amqp;
+pub mod management;
 
 /// Proof that the broker took responsibility for a row's message: the only thing that can be marked sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

@@ -93,6 +93,12 @@ enum Command {
 
 /// Runs the program; the exit code is 0, 1, or 64 for bad configuration.
 pub fn main() -> ExitCode {
+    crate::telemetry::log_panics();
+    // What went wrong has been told.
+    std::panic::catch_unwind(run_to_end).unwrap_or(ExitCode::FAILURE)
+}
+
+fn run_to_end() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {

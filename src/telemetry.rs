@@ -1,6 +1,8 @@
 //! Logging: one line per event on standard error, as text or JSON.
 
+use std::any::Any;
 use std::io::{self, IsTerminal as _};
+use std::panic::PanicHookInfo;
 
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::{Registry, filter::Targets, fmt, layer::SubscriberExt as _, util::SubscriberInitExt as _};
@@ -30,6 +32,49 @@ pub fn init(config: &Config) {
     } else {
         registry.with(lines).try_init()
     };
+}
+
+/// Makes a panic one line of the log (before there is one: of standard error) that tells where it was. What it was is told
+/// only where the text is part of the program: one that was put together can hold a body or a password. `RUST_BACKTRACE`
+/// has no effect.
+pub fn log_panics() {
+    std::panic::set_hook(Box::new(|panic| {
+        if let Some(problem) = output_failed(panic.payload()) {
+            // `… | head` has all that it wants.
+            if !problem.contains("Broken pipe") {
+                eprintln!("outbox-relay: standard output cannot be written to: is its disk full?");
+            }
+            return;
+        }
+        let place = place(panic);
+        let text = spoken(panic.payload()).unwrap_or("not shown, as it may hold values");
+        if tracing::dispatcher::has_been_set() {
+            tracing::error!(place, text, "the program has a mistake: please report it");
+        } else {
+            eprintln!("outbox-relay: the program has a mistake: please report it: {place}: {text}");
+        }
+    }));
+}
+
+/// File and line of the source, and the thread.
+fn place(panic: &PanicHookInfo<'_>) -> String {
+    let thread = std::thread::current();
+    let thread = thread.name().unwrap_or("unnamed");
+    match panic.location() {
+        Some(location) => format!("{}:{} in the thread {thread}", location.file(), location.line()),
+        None => format!("in the thread {thread}"),
+    }
+}
+
+/// A text that is part of the program.
+fn spoken(payload: &(dyn Any + Send)) -> Option<&'static str> {
+    payload.downcast_ref::<&'static str>().copied()
+}
+
+/// What the standard library says where `println!` fails.
+fn output_failed(payload: &(dyn Any + Send)) -> Option<&str> {
+    let text = payload.downcast_ref::<String>()?;
+    text.strip_prefix("failed printing to stdout: ")
 }
 
 /// The levels that are asked for, without what would print payloads or fill the log.
@@ -86,6 +131,61 @@ mod tests {
             assert!(!filter.would_enable("lapin::channels", &Level::TRACE), "{directives}");
             assert!(!filter.would_enable("sqlx::query", &Level::ERROR), "{directives}");
         }
+    }
+
+    #[test]
+    fn of_a_panic_only_what_the_program_says_itself_is_told() {
+        let panic = |body: fn()| std::panic::catch_unwind(body).expect_err("it panics");
+        let literal = panic(|| panic!("the loop has no owner"));
+        assert_eq!(spoken(&*literal), Some("the loop has no owner"));
+        let secret = panic(|| {
+            let port: Result<u16, _> = "s3cr3t".parse::<u16>().map_err(|_| "s3cr3t".to_owned());
+            port.expect("a port");
+        });
+        assert_eq!(spoken(&*secret), None);
+        assert_eq!(output_failed(&*secret), None);
+    }
+
+    /// A hook is of the whole process, so that the test runs itself as another one.
+    #[test]
+    #[expect(clippy::disallowed_methods, reason = "the variable is no setting of the relay")]
+    fn a_panic_is_one_line_of_the_log() {
+        const CHILD: &str = "OUTBOX_RELAY_TEST_PANICS";
+        if std::env::var_os(CHILD).is_some() {
+            log_panics();
+            let lines = fmt::layer().with_writer(io::stderr).json().flatten_event(true);
+            let _ = Registry::default().with(lines).try_init();
+            let body = "s3cr3t";
+            let ended = std::thread::Builder::new()
+                .name("lane".to_owned())
+                .spawn(move || panic!("cannot send {body}"));
+            assert!(ended.expect("a thread").join().is_err());
+            return;
+        }
+        let child = std::process::Command::new(std::env::current_exe().expect("this test"))
+            .args([
+                "--exact",
+                "telemetry::tests::a_panic_is_one_line_of_the_log",
+                "--nocapture",
+            ])
+            .env(CHILD, "1")
+            .env("RUST_BACKTRACE", "full")
+            .output()
+            .expect("it runs");
+        let text = String::from_utf8_lossy(&child.stderr);
+        assert!(child.status.success() && !text.contains("s3cr3t"), "{text}");
+        let lines: Vec<serde_json::Value> = text
+            .lines()
+            .filter_map(|line| serde_json::from_str(line).ok())
+            .collect();
+        let [line] = &lines[..] else { panic!("{text}") };
+        assert_eq!(text.lines().count(), 1, "{text}");
+        assert_eq!(line["level"], "ERROR");
+        let place = line["place"].as_str().expect("a place");
+        assert!(
+            place.starts_with("src/telemetry.rs:") && place.ends_with("lane"),
+            "{place}"
+        );
     }
 
     #[test]

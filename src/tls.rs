@@ -184,6 +184,20 @@ pub fn explain(error: &(dyn Error + 'static), variables: &Variables) -> Option<S
     Some(format!("TLS: {error}: {advice}"))
 }
 
+/// What may be the matter when a server ends a connection right after the handshake. With TLS 1.3 a server looks at the
+/// client's certificate only then; whether its word of it arrives before the end of the connection is chance.
+/// `shown`: the relay has a certificate to show.
+pub fn after_handshake(shown: bool, variables: &Variables) -> String {
+    let certificate = variables.certificate;
+    match shown {
+        false => format!("if the server asks for a client certificate, set {certificate}"),
+        true => format!(
+            "if the server does not accept the relay's own certificate (expired, or by another authority), renew the files of \
+             {certificate}"
+        ),
+    }
+}
+
 fn certificate_advice(problem: &CertificateError, variables: &Variables) -> String {
     match problem {
         CertificateError::UnknownIssuer | CertificateError::BadSignature => format!(

@@ -15,7 +15,7 @@ use crate::message::OwnHeaders;
 
 use connection::Connection;
 
-pub use permissions::set_permissions;
+pub use permissions::{set_permissions, vhost};
 
 /// How to reach the broker and how to use it.
 #[derive(Debug, Clone)]

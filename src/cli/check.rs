@@ -1,5 +1,7 @@
 //! `outbox-relay check`: everything `run` needs, one line each.
 
+mod management;
+
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,7 +10,7 @@ use crate::broker::Broker;
 use crate::broker::amqp::Amqp;
 use crate::config::{Config, TableName, leaves_without_tls, redacted_url};
 use crate::status::unix_now;
-use crate::store::operator::{Upkeep, Vacuum};
+use crate::store::operator::{Route, Upkeep, Vacuum};
 use crate::store::{self, Operator, Store, StoreError};
 
 /// Clocks further apart than this, in seconds, are worth a word.
@@ -16,6 +18,9 @@ const CLOCK_SKEW: f64 = 5.0;
 
 /// Autovacuum begins at its threshold; at so many times of it, it does not keep up.
 const VACUUM_LAG: u64 = 5;
+
+/// So many places that unsent rows go to are compared with what the broker has.
+const ROUTES: u32 = 1_000;
 
 /// One line of the answer.
 struct Line {
@@ -38,8 +43,12 @@ impl From<String> for Trouble {
 
 pub(super) async fn check(config: &Config, warnings: &[String]) -> ExitCode {
     let mut lines = vec![configuration(warnings)];
-    lines.extend(database(config).await);
+    let (of_database, routes) = database(config).await;
+    lines.extend(of_database);
     lines.extend(broker(config).await);
+    if let Some(url) = &config.amqp_management_url {
+        lines.extend(management::lines(config, url, &routes).await);
+    }
     let mut failed = false;
     for Line { what, result } in &lines {
         match result {
@@ -77,11 +86,17 @@ fn configuration(warnings: &[String]) -> Line {
     line("configuration", result)
 }
 
-async fn database(config: &Config) -> Vec<Line> {
+/// With where the unsent rows go, if that is to be compared with the broker.
+async fn database(config: &Config) -> (Vec<Line>, Vec<Route>) {
     let address = redacted_url(config.database_url.expose());
     let operator = match store::open_operator(&config.database_url, super::store_options(config)) {
         Ok(operator) => operator,
-        Err(error) => return vec![line(format!("database {address}"), Err(error.to_string()))],
+        Err(error) => {
+            return (
+                vec![line(format!("database {address}"), Err(error.to_string()))],
+                Vec::new(),
+            );
+        }
     };
     let store: Arc<dyn Store> = operator.clone();
     let mut lines = vec![
@@ -89,6 +104,7 @@ async fn database(config: &Config) -> Vec<Line> {
         line(format!("table {}", config.outbox.table), inspected(&store).await),
         line("leases", leases(&*operator, config).await),
     ];
+    let mut routes = Vec::new();
     if lines.iter().all(|line| line.result.is_ok()) {
         if let Ok(Some(columns)) = operator.columns().await {
             lines.push(line("columns", Ok(columns)));
@@ -97,12 +113,18 @@ async fn database(config: &Config) -> Vec<Line> {
         lines.extend(advice.into_iter().map(|text| warning("table", text)));
         lines.extend(clock(&*operator).await);
         lines.extend(upkeep(&*operator, config).await);
+        if config.amqp_management_url.is_some() {
+            match operator.routes(ROUTES).await {
+                Ok(found) => routes = found,
+                Err(error) => lines.push(line("routing keys", Err(error.to_string()))),
+            }
+        }
     }
     if operator.is_exposed() {
         lines.push(exposed("database", "RELAY_DATABASE_CA_FILE, or RELAY_REQUIRE_TLS=true"));
     }
     operator.close().await;
-    lines
+    (lines, routes)
 }
 
 fn exposed(what: &str, variables: &str) -> Line {

@@ -123,6 +123,14 @@ impl<'a> Reader<'a> {
         })
     }
 
+    /// The URL of a broker's management plug-in.
+    pub(super) fn management_url(&mut self, name: &str, tls: &Tls) -> Option<Secret> {
+        let file = self.findings.file(name);
+        self.optional(name, |text| {
+            secret::check_management_url(text, tls).map(|()| Secret::new(text).read_in(file))
+        })
+    }
+
     /// A secret that can stand in an HTTP header.
     pub(super) fn token(&mut self, name: &str) -> Option<Secret> {
         let file = self.findings.file(name);

@@ -30,6 +30,7 @@ impl Config {
         Self {
             database_url: from.database_url("RELAY_DATABASE_URL"),
             amqp_urls: from.broker_urls("RELAY_AMQP_URL", &amqp_tls),
+            amqp_management_url: from.management_url("RELAY_AMQP_MANAGEMENT_URL", &amqp_tls),
             amqp_exchange: from.short_text("RELAY_AMQP_EXCHANGE"),
             amqp_connect_timeout: from.duration("RELAY_AMQP_CONNECT_TIMEOUT", MS..=10 * MINUTE),
             amqp_tls,

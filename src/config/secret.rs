@@ -2,13 +2,19 @@
 
 use std::{fmt, path::Path, sync::Arc};
 
-use super::{sources::read_secret, tls::Tls};
+use super::{
+    sources::read_secret,
+    tls::{Tls, leaves_without_tls},
+};
 
 /// Schemes a database URL may have.
 pub(super) const DATABASE_SCHEMES: &[&str] = &["postgres", "postgresql", "mysql", "mariadb", "sqlite"];
 
 /// Schemes a broker URL may have.
 pub(super) const BROKER_SCHEMES: &[&str] = &["amqp", "amqps"];
+
+/// Schemes the URL of a broker's management plug-in may have.
+pub(super) const MANAGEMENT_SCHEMES: &[&str] = &["https", "http"];
 
 /// A text that may hold a password: `Debug` and `Display` print `***`.
 #[derive(Clone, Default, PartialEq, Eq)]
@@ -82,6 +88,7 @@ fn split_scheme(url: &str) -> Option<(&'static str, &str)> {
     let known = DATABASE_SCHEMES
         .iter()
         .chain(BROKER_SCHEMES)
+        .chain(MANAGEMENT_SCHEMES)
         .find(|known| known.eq_ignore_ascii_case(scheme))?;
     match rest.strip_prefix("//") {
         Some(rest) => Some((known, rest)),
@@ -159,6 +166,30 @@ pub(super) fn broker_urls(text: &Secret, tls: &Tls) -> Result<Vec<Secret>, Strin
             .into_iter()
             .map(|url| Secret::new(url).read_in(text.file.clone()))
             .collect()),
+    }
+}
+
+/// The URL of a management plug-in, as far as `tls` lets it be used.
+///
+/// # Errors
+/// A sentence about what is wrong, to follow the variable's name.
+pub(super) fn check_management_url(text: &str, tls: &Tls) -> Result<(), String> {
+    check_url(text, MANAGEMENT_SCHEMES)?;
+    if leaves_without_tls(text) && tls.required {
+        return Err(
+            "is `http://`, without TLS, to another machine, which RELAY_REQUIRE_TLS forbids; write `https://`"
+                .to_owned(),
+        );
+    }
+    // It was checked to be a URL.
+    match url::Url::parse(text) {
+        Ok(url) if url.username().is_empty() => {
+            Err("names no user; write `https://user:password@host:15671`".to_owned())
+        }
+        Ok(url) if url.query().is_some() || url.fragment().is_some() => {
+            Err("has a `?` or `#`, for which there is no use".to_owned())
+        }
+        _ => Ok(()),
     }
 }
 

@@ -102,10 +102,10 @@ impl Identity {
     }
 }
 
-/// Whether what is sent to the broker of this URL leaves the machine without TLS.
+/// Whether what is sent to the broker of this URL, or to its management plug-in, leaves the machine without TLS.
 pub fn leaves_without_tls(url: &str) -> bool {
     let url = url::Url::parse(url);
-    url.is_ok_and(|url| url.scheme() == "amqp" && !url.host_str().is_some_and(is_loopback))
+    url.is_ok_and(|url| ["amqp", "http"].contains(&url.scheme()) && !url.host_str().is_some_and(is_loopback))
 }
 
 /// Whether what is sent to this host stays on this machine.

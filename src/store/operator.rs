@@ -34,6 +34,9 @@ pub trait Operator: Store {
     /// unsent rows.
     async fn waiting_keys(&self, limit: u32) -> Result<Vec<WaitingKey>, StoreError>;
 
+    /// Where the first [`WAITING_SCAN`] unsent rows go, up to `limit` different places, those of most rows first.
+    async fn routes(&self, limit: u32) -> Result<Vec<Route>, StoreError>;
+
     /// Up to `limit` dead letters above `after`, in `id` order.
     async fn dead_letters(&self, filter: &DeadFilter, after: RowId, limit: u32) -> Result<Vec<DeadLetter>, StoreError>;
 
@@ -132,6 +135,17 @@ pub struct WaitingKey {
     pub last_error: Option<String>,
 }
 
+/// Where rows go.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Route {
+    /// `None`: `RELAY_AMQP_EXCHANGE`.
+    pub exchange: Option<String>,
+    /// Routing key.
+    pub routing_key: String,
+    /// How many rows.
+    pub rows: u64,
+}
+
 /// Which dead letters; everything that is given must hold.
 #[derive(Debug, Clone, Default)]
 pub struct DeadFilter {
@@ -228,6 +242,15 @@ pub(super) fn reason_of(column: &str) -> String {
         })
         .collect();
     format!("CASE {} ELSE '{OTHER_REASON}' END", whens.join(" "))
+}
+
+/// A statement that counts unsent rows by where they go; `open`: tables and conditions that give them, `exchange` and `key`:
+/// expressions for texts.
+pub(super) fn count_routes(exchange: &str, key: &str, open: &str, limit: u32) -> String {
+    format!(
+        "SELECT e, k, count(*) FROM (SELECT {exchange} AS e, {key} AS k FROM {open} ORDER BY o.id LIMIT {WAITING_SCAN}) AS u
+         GROUP BY e, k ORDER BY 3 DESC, e, k LIMIT {limit}"
+    )
 }
 
 /// A statement that counts by reason what `dead` (tables, conditions and order) gives, up to [`DEAD_REASONS_CAP`] rows. `error`

@@ -74,6 +74,19 @@ pub(super) fn pems(tls: &Tls, verified: bool) -> Result<Pems, StoreError> {
     Ok(Pems { authorities, identity })
 }
 
+/// An end of the connection during the login where the relay has shown a certificate: what may be the matter, which is more
+/// than the driver can say.
+pub(super) fn cut_off(error: &sqlx::Error, tls: &Tls) -> Option<StoreError> {
+    use std::io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
+    let sqlx::Error::Io(error) = error else { return None };
+    let ended = matches!(
+        error.kind(),
+        BrokenPipe | ConnectionAborted | ConnectionReset | UnexpectedEof
+    );
+    let shown = tls.identity.is_some() && ended && tls::explain(error, &tls::DATABASE).is_none();
+    shown.then(|| StoreError::Unavailable(format!("{error}: {}", tls::after_handshake(true, &tls::DATABASE))))
+}
+
 fn pem(certificates: &[rustls::pki_types::CertificateDer<'_>]) -> Vec<u8> {
     let mut roots = rustls::RootCertStore::empty();
     let mut text = String::new();
@@ -123,5 +136,22 @@ mod tests {
         assert_eq!(judged(&by_file, true, false, false, Some("127.0.0.1")), Some(true));
         assert_eq!(judged(&by_file, false, true, true, Some("db")), None);
         assert_eq!(judged(&by_file, false, false, true, Some("db")), Some(false));
+    }
+
+    #[test]
+    fn a_login_that_is_cut_off_is_explained_where_a_certificate_was_shown() {
+        let cut = sqlx::Error::Io(std::io::ErrorKind::ConnectionReset.into());
+        let shown = Tls {
+            identity: Some(crate::config::Identity {
+                cert_file: "c.pem".into(),
+                key_file: "k.pem".into(),
+            }),
+            ..Tls::default()
+        };
+        let text = cut_off(&cut, &shown).expect("explained").to_string();
+        assert!(text.contains("RELAY_DATABASE_CLIENT_CERT_FILE"), "{text}");
+        assert!(cut_off(&cut, &Tls::default()).is_none());
+        let refused = sqlx::Error::Io(std::io::ErrorKind::ConnectionRefused.into());
+        assert!(cut_off(&refused, &shown).is_none());
     }
 }

@@ -54,7 +54,7 @@ main() {
     check "deb: contents" cargo-deb package_contents
     check "deb: installed, run, stopped, removed and purged in a copy of this system" cargo-deb package_life
     not_checked "systemd: that the sandbox of the unit lets the relay work; the unit's start, stop and watchdog" "needs systemd as init; readiness and watchdog are tested against a socket by tests/suite/lifecycle.rs"
-    check "release: workflow" actionlint actionlint .github/workflows/release.yaml
+    check "workflows: actionlint" actionlint actionlint .github/workflows/release.yaml .github/workflows/advisories.yaml
     not_checked "release: that it runs; signatures, SBOM and provenance" "needs the forge"
     report
 }

@@ -42,7 +42,9 @@
 //! | connection budget | `surroundings::a_relay_keeps_…` |
 //! | wrong clock, other time zones | `surroundings::a_relay_with_a_wrong_clock_…` |
 //! | a pooler between relay and database | `surroundings::three_relays_behind_a_pooler_…` |
-//! | TLS downgraded in silence, certificate or password replaced while running | `security::connections::…` |
+//! | TLS downgraded in silence, certificate or password replaced while running | `security::connections::…`, `security::identities::…` |
+//! | a permission or a privilege taken back while running | `security::rights::…` |
+//! | a queue that confirms what it can lose, a routing key that no binding takes | `management::…` |
 //! | a table that refuses the relay's own updates | `faults::a_table_that_takes_no_refusals_…` |
 
 #![allow(clippy::unwrap_used, clippy::expect_used)] // what goes wrong in a test is to be seen
@@ -58,6 +60,7 @@ mod existing_tables;
 mod faults;
 mod lifecycle;
 mod main_job;
+mod management;
 mod mariadb;
 mod operator;
 mod outbox;

@@ -3,4 +3,6 @@
 mod connections;
 mod endpoints;
 mod grants;
+mod identities;
 mod leaks;
+mod rights;

@@ -38,15 +38,20 @@ impl Authority {
 
     /// For a server of these names, in the past.
     pub fn expired_server(&self, names: &[&str]) -> Pair {
-        let mut params = params(names[0], names);
-        params.not_before = date_time_ymd(2020, 1, 1);
-        params.not_after = date_time_ymd(2021, 1, 1);
-        self.sign(params, ExtendedKeyUsagePurpose::ServerAuth)
+        self.sign(
+            in_the_past(params(names[0], names)),
+            ExtendedKeyUsagePurpose::ServerAuth,
+        )
     }
 
     /// For a client, with its name as common name.
     pub fn client(&self, name: &str) -> Pair {
         self.sign(params(name, &[]), ExtendedKeyUsagePurpose::ClientAuth)
+    }
+
+    /// For a client, in the past.
+    pub fn expired_client(&self, name: &str) -> Pair {
+        self.sign(in_the_past(params(name, &[])), ExtendedKeyUsagePurpose::ClientAuth)
     }
 
     fn sign(&self, mut params: CertificateParams, usage: ExtendedKeyUsagePurpose) -> Pair {
@@ -90,5 +95,10 @@ fn params(name: &str, names: &[&str]) -> CertificateParams {
     params.distinguished_name.push(DnType::CommonName, name);
     params.not_before = date_time_ymd(2020, 1, 1);
     params.not_after = date_time_ymd(2120, 1, 1);
+    params
+}
+
+fn in_the_past(mut params: CertificateParams) -> CertificateParams {
+    params.not_after = date_time_ymd(2021, 1, 1);
     params
 }

@@ -1,7 +1,7 @@
 //! A private RabbitMQ node, with a port mapper (epmd) of its own.
 
-use std::net::TcpStream;
-use std::path::PathBuf;
+use std::net::{SocketAddr, TcpStream};
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
@@ -17,7 +17,7 @@ mod control;
 const START_TIMEOUT: Duration = Duration::from_secs(90);
 const COOKIE: &str = "outbox-relay-tests";
 
-/// A node in a temporary folder, with the user `guest` and no plug-in.
+/// A node in a temporary folder, with the user `guest` and, unless asked for, no plug-in.
 pub struct Rabbit {
     guard: Guard,
     home: PathBuf,
@@ -27,8 +27,16 @@ pub struct Rabbit {
     amqp_port: u16,
     epmd_port: u16,
     distribution_port: u16,
+    management_port: u16,
     pid: AtomicU32,
 }
+
+/// The plug-in that answers over HTTP, and those that it needs.
+const MANAGEMENT: [&str; 3] = [
+    "rabbitmq_management",
+    "rabbitmq_management_agent",
+    "rabbitmq_web_dispatch",
+];
 
 impl Rabbit {
     /// The node that the tests of one process share, each with a virtual host of its own. Kill,
@@ -39,9 +47,30 @@ impl Rabbit {
     }
 
     pub async fn start() -> Self {
+        Self::start_with(&[], |_| String::new()).await
+    }
+
+    /// With the management plug-in, over TLS with this certificate and key, or without.
+    pub async fn start_with_management(tls: Option<(&Path, &Path)>) -> Self {
+        Self::start_with(&MANAGEMENT, |port| match tls {
+            None => format!("management.tcp.ip = 127.0.0.1\nmanagement.tcp.port = {port}\n"),
+            Some((certificate, key)) => format!(
+                "management.ssl.ip = 127.0.0.1\nmanagement.ssl.port = {port}\n\
+                 management.ssl.certfile = {}\nmanagement.ssl.keyfile = {}\n",
+                certificate.display(),
+                key.display()
+            ),
+        })
+        .await
+    }
+
+    /// `configuration` gets the port that is kept for the management plug-in.
+    async fn start_with(plugins: &[&str], configuration: impl Fn(u16) -> String) -> Self {
         let mut failures = String::new();
         for _ in 0..3 {
-            let node = Self::prepare().await;
+            let node = Self::prepare(plugins).await;
+            std::fs::write(node.home.join("node.conf"), configuration(node.management_port))
+                .expect("the folder is writable");
             match node.launch().await {
                 Ok(()) => return node,
                 Err(failure) => failures = failure,
@@ -57,6 +86,16 @@ impl Rabbit {
     /// The URL of the default virtual host.
     pub fn url(&self) -> String {
         format!("amqp://guest:guest@127.0.0.1:{}/%2f", self.amqp_port)
+    }
+
+    /// Where the management plug-in listens, once it does.
+    pub async fn management(&self) -> SocketAddr {
+        let address = SocketAddr::from(([127, 0, 0, 1], self.management_port));
+        until("the management plug-in listens", Duration::from_secs(60), async || {
+            TcpStream::connect(address).is_ok()
+        })
+        .await;
+        address
     }
 
     /// Crashes the node: no process of it runs a clean-up.
@@ -92,13 +131,14 @@ impl Rabbit {
     }
 
     /// Makes the node's home and starts its port mapper.
-    async fn prepare() -> Self {
+    async fn prepare(plugins: &[&str]) -> Self {
         let installation = find_installation();
         let guard = Guard::new("rabbitmq", None);
         let home = guard.dir().to_path_buf();
         let libraries = home.join("libraries");
-        link_libraries(&installation, &libraries);
-        std::fs::write(home.join("enabled_plugins"), "[].\n").expect("the folder is writable");
+        link_libraries(&installation, &libraries, plugins);
+        let enabled = plugins.first().copied().unwrap_or_default();
+        std::fs::write(home.join("enabled_plugins"), format!("[{enabled}].\n")).expect("the folder is writable");
         let cookie = home.join(".erlang.cookie");
         std::fs::write(&cookie, COOKIE).expect("the folder is writable");
         // Erlang refuses a cookie that others can read.
@@ -120,6 +160,7 @@ impl Rabbit {
             amqp_port: free_port(),
             epmd_port,
             distribution_port: free_port(),
+            management_port: free_port(),
             pid: AtomicU32::new(0),
         }
     }
@@ -174,7 +215,8 @@ impl Rabbit {
             ("RABBITMQ_ENABLED_PLUGINS_FILE", path("enabled_plugins")),
             // The machine's own configuration is none of ours.
             ("RABBITMQ_CONF_ENV_FILE", "/dev/null".into()),
-            ("RABBITMQ_CONFIG_FILE", path("none")),
+            // Without its extension.
+            ("RABBITMQ_CONFIG_FILE", path("node")),
             ("RABBITMQ_CONFIG_FILES", path("none.d")),
             ("RABBITMQ_ADVANCED_CONFIG_FILE", path("none")),
         ]
@@ -216,15 +258,17 @@ fn find_installation() -> PathBuf {
         .expect("RabbitMQ is needed: neither in /usr/lib/rabbitmq/lib nor in /opt/rabbitmq")
 }
 
-/// A folder of links to the libraries that the broker itself needs.
-fn link_libraries(installation: &std::path::Path, libraries: &std::path::Path) {
+/// A folder of links to the libraries that the broker itself needs, and to these plug-ins.
+fn link_libraries(installation: &Path, libraries: &Path, plugins: &[&str]) {
     std::fs::create_dir(libraries).expect("the folder is writable");
     for entry in std::fs::read_dir(installation.join("plugins")).expect("the folder is readable") {
         let entry = entry.expect("the folder is readable");
         let name = entry.file_name();
         let text = name.to_string_lossy();
+        // `rabbitmq_management-3.10.8`
+        let wanted = text.split_once('-').is_some_and(|(name, _)| plugins.contains(&name));
         let plugin = text.starts_with("rabbitmq_") && !text.starts_with("rabbitmq_prelaunch");
-        if !plugin {
+        if !plugin || wanted {
             std::os::unix::fs::symlink(entry.path(), libraries.join(name)).expect("the folder is writable");
         }
     }

@@ -28,8 +28,11 @@ const HEARTBEAT: u16 = 10;
 /// Bytes. Always asked for: a server that answers "no limit" makes lapin reserve that much memory.
 const FRAME_MAX: u32 = 131_072;
 
-/// The broker's code for a login that it refuses.
-const ACCESS_REFUSED: u16 = 403;
+/// The broker's code for a login that it refuses, and for want of a permission.
+pub(super) const ACCESS_REFUSED: u16 = 403;
+
+/// The broker's code for a virtual host that the user may not open, or that is not there.
+const NOT_ALLOWED: u16 = 530;
 
 /// How long close-ok is waited for. lapin cannot send a close while the broker is blocked, so there must be a bound.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -276,12 +279,14 @@ impl Failure {
                         "{}: look at user and password in RELAY_AMQP_URL (or its file), and at the user's permissions",
                         error.get_message()
                     ),
-                    // With TLS 1.3 a server finds a certificate missing after the client's handshake; whether its word
-                    // of it arrives before the end of the connection is chance.
-                    ErrorKind::IOError(_) if *secured && !certificate => format!(
-                        "{error}: if the broker asks for a client certificate, set {}",
-                        tls::BROKER.certificate
+                    ErrorKind::ProtocolError(error) if error.get_id() == NOT_ALLOWED => format!(
+                        "{}: create the virtual host, or give the user permissions in the virtual host \
+                         (`migrate --print-grants` prints the command)",
+                        error.get_message()
                     ),
+                    ErrorKind::IOError(_) if *secured => {
+                        format!("{error}: {}", tls::after_handshake(certificate, &tls::BROKER))
+                    }
                     _ => error.to_string(),
                 }
             }

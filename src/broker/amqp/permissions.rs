@@ -13,21 +13,28 @@ const DEFAULT_EXCHANGE: &str = r"amq\.default";
 /// # Errors
 /// For a URL that is not understood; the text holds nothing of it.
 pub fn set_permissions(url: &Secret, user: &str, exchange: &str) -> Result<String, BrokerError> {
-    // The parser's own error would quote the URL, password included.
-    let uri: AMQPUri = url
-        .expose()
-        .parse()
-        .map_err(|_| BrokerError("RELAY_AMQP_URL is not a valid AMQP URL".to_owned()))?;
+    let vhost = vhost(url)?;
     let pattern = match exchange {
         "" => format!("^{DEFAULT_EXCHANGE}$"),
         exchange => format!("^{}$", escaped(exchange)),
     };
     Ok(format!(
         "rabbitmqctl set_permissions -p {} {} '^$' {} '^$'",
-        word(&uri.vhost),
+        word(&vhost),
         word(user),
         word(&pattern)
     ))
+}
+
+/// The virtual host of a URL.
+///
+/// # Errors
+/// As for [`set_permissions`].
+pub fn vhost(url: &Secret) -> Result<String, BrokerError> {
+    // The parser's own error would quote the URL, password included.
+    let uri: Result<AMQPUri, _> = url.expose().parse();
+    uri.map(|uri| uri.vhost)
+        .map_err(|_| BrokerError("RELAY_AMQP_URL is not a valid AMQP URL".to_owned()))
 }
 
 /// A text in a regular expression of the broker's.

@@ -33,6 +33,8 @@ fn marked_urls() -> Vec<String> {
         "sqlite:",
         "sqlite://u:MARK@x",
         "http://u:MARK@mq",
+        "http://u:MARK@mq/?MARK",
+        "https://MARK@mq/api#MARK",
         "MARK://u:MARK@mq",
         "u:MARK@db",
         "host=db password=MARK",
@@ -130,12 +132,44 @@ fn a_redacted_url_keeps_what_tells_where_it_leads() {
         ("sqlite:///data/app.db", "sqlite:///data/app.db"),
         ("mysql://u:p/w@db/app", "mysql://***"),
         ("mysql://db/a?x", "mysql://db/a?***"),
-        ("https://u:p@mq", "<not a URL>"),
+        ("https://u:p@mq:15671/prefix", "https://mq:15671/prefix"),
+        ("ftp://u:p@mq", "<not a URL>"),
         ("", "<not a URL>"),
         ("é", "<not a URL>"),
     ] {
         assert_eq!(redacted_url(url), shown);
     }
+}
+
+#[test]
+fn the_url_of_the_management_plug_in_is_checked_while_loading() {
+    for (value, advice) in [
+        ("amqp://u:p@mq", "must start with `https://` or `http://`"),
+        ("https://mq:15671", "names no user"),
+        ("https://u:p@mq:15671/?x=1", "has a `?`"),
+        ("https://u:p/w@mq", "`@` behind its host"),
+    ] {
+        let problem = problem_of("RELAY_AMQP_MANAGEMENT_URL", value);
+        assert!(problem.contains(advice), "{problem}");
+    }
+    let plain = ("RELAY_AMQP_MANAGEMENT_URL", "http://u:p@mq:15672");
+    assert!(load_with(&[plain]).is_ok());
+    assert!(load_with(&[("RELAY_AMQP_MANAGEMENT_URL", "https://u:p@mq:15671/prefix")]).is_ok());
+    let errors = load_with(&[plain, ("RELAY_REQUIRE_TLS", "true")])
+        .unwrap_err()
+        .to_string();
+    assert!(
+        errors.contains("RELAY_AMQP_MANAGEMENT_URL: is `http://`, without TLS"),
+        "{errors}"
+    );
+    let loopback = ("RELAY_AMQP_MANAGEMENT_URL", "http://u:p@127.0.0.1:15672");
+    let required = [
+        loopback,
+        ("RELAY_REQUIRE_TLS", "true"),
+        ("RELAY_AMQP_URL", "amqps://mq"),
+        ("RELAY_DATABASE_URL", "sqlite:a.db"),
+    ];
+    assert!(load_these(&required).is_ok());
 }
 
 #[test]

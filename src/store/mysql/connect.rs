@@ -8,7 +8,7 @@ use sqlx::{AssertSqlSafe, ConnectOptions, Connection};
 use super::error::classify;
 use crate::config::{Secret, Tls, database_url_now};
 use crate::store::StoreError;
-use crate::store::secure::{Given, is_exposed, must_verify, pems};
+use crate::store::secure::{Given, cut_off, is_exposed, must_verify, pems};
 use crate::store::url::readable;
 
 /// What may stand in a URL's query: the driver knows more, but character set, time zone and mode are the relay's.
@@ -108,7 +108,9 @@ impl Connector {
             sqlx::raw_sql(AssertSqlSafe(session)).execute(&mut connection).await?;
             Ok(connection)
         };
-        connected.await.map_err(|error: sqlx::Error| classify(&error).error)
+        connected
+            .await
+            .map_err(|error: sqlx::Error| cut_off(&error, &self.tls).unwrap_or_else(|| classify(&error).error))
     }
 }
 

@@ -16,10 +16,10 @@ use super::rows::{self, bytes, message_id, text};
 use super::statements::{CREATED, DUE, LISTED, Statements, listed};
 use super::{MAX_MARK, MySql, lease_dialect, list, micros};
 use crate::message::RowId;
-use crate::store::operator::rows::{Cells, dead_letter, owner, reason, waiting_key};
+use crate::store::operator::rows::{Cells, dead_letter, owner, reason, route, waiting_key};
 use crate::store::operator::{
-    Database, DeadFilter, DeadLetter, Index, Operator, Ownership, Upkeep, WAITING_SCAN, WaitingKey, count_reasons,
-    reason_of,
+    Database, DeadFilter, DeadLetter, Index, Operator, Ownership, Route, Upkeep, WAITING_SCAN, WaitingKey,
+    count_reasons, count_routes, reason_of,
 };
 use crate::store::source::Target;
 use crate::store::values::{decode, decode_one, epoch, raw};
@@ -203,6 +203,15 @@ impl Operator for MySql {
             statements.source.by_id
         );
         decode(&self.ask(sql).await?, waiting_key)
+    }
+
+    async fn routes(&self, limit: u32) -> Result<Vec<Route>, StoreError> {
+        let statements = self.statements().await?;
+        let open = format!("{} WHERE {}", statements.source.reads, statements.source.open());
+        // Told apart by their bytes, whatever the collation of the columns.
+        let bytes = |column: &str| format!("CAST(convert({column} USING utf8mb4) AS BINARY)");
+        let sql = count_routes(&bytes("o.exchange"), &bytes("o.routing_key"), &open, limit);
+        decode(&self.ask(sql).await?, route)
     }
 
     async fn dead_letters(&self, filter: &DeadFilter, after: RowId, limit: u32) -> Result<Vec<DeadLetter>, StoreError> {

@@ -1,6 +1,6 @@
 //! From rows of whatever database to what they say: each names the columns in the order of its statements.
 
-use super::{DeadLetter, WaitingKey};
+use super::{DeadLetter, Route, WaitingKey};
 use crate::message::{MessageId, OrderingKey, RowId};
 use crate::store::leases::OwnershipRow;
 use crate::store::values::{attempts, count, span, with_headers};
@@ -66,6 +66,15 @@ pub(in crate::store) fn waiting_key(row: &impl Cells) -> Result<WaitingKey, sqlx
         attempts: attempts(row.number(2)?),
         due_in: span(row.double(3)?),
         last_error: row.text(4)?,
+    })
+}
+
+/// Exchange, routing key, and how many rows.
+pub(in crate::store) fn route(row: &impl Cells) -> Result<Route, sqlx::Error> {
+    Ok(Route {
+        exchange: row.text(0)?,
+        routing_key: row.word(1)?,
+        rows: count(row.number(2)?),
     })
 }
 

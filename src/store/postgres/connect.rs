@@ -10,7 +10,7 @@ use tracing::info;
 use super::error::{STARTUP_REFUSED, classify};
 use crate::config::{Secret, Tls, database_url_now};
 use crate::store::StoreError;
-use crate::store::secure::{Given, is_exposed, must_verify, pems};
+use crate::store::secure::{Given, cut_off, is_exposed, must_verify, pems};
 use crate::store::url::readable;
 
 const APPLICATION_NAME: &str = "outbox-relay";
@@ -105,8 +105,12 @@ impl Connector {
                 self.note_pooler();
                 self.connect_unbounded().await
             }
-            other => other.map_err(|error| classify(&error).error),
+            other => other.map_err(|error| self.failed(&error)),
         }
+    }
+
+    fn failed(&self, error: &sqlx::Error) -> StoreError {
+        cut_off(error, &self.tls).unwrap_or_else(|| classify(error).error)
     }
 
     fn note_pooler(&self) {
@@ -176,7 +180,7 @@ impl Connector {
     pub(super) async fn connect_unbounded(&self) -> Result<PgConnection, StoreError> {
         PgConnection::connect_with(&self.options()?)
             .await
-            .map_err(|error| classify(&error).error)
+            .map_err(|error| self.failed(&error))
     }
 }
 

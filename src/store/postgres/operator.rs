@@ -14,10 +14,10 @@ use super::statements::{DUE, Size, Statements, dead, open};
 use super::{Postgres, decode, decode_one, lease_dialect};
 use crate::message::RowId;
 use crate::store::leases::{self, Dialect};
-use crate::store::operator::rows::{Cells, dead_letter, owner, reason, waiting_key};
+use crate::store::operator::rows::{Cells, dead_letter, owner, reason, route, waiting_key};
 use crate::store::operator::{
-    Database, DeadFilter, DeadLetter, Index, Operator, Ownership, Upkeep, Vacuum, WAITING_SCAN, WaitingKey,
-    count_reasons, reason_of,
+    Database, DeadFilter, DeadLetter, Index, Operator, Ownership, Route, Upkeep, Vacuum, WAITING_SCAN, WaitingKey,
+    count_reasons, count_routes, reason_of,
 };
 use crate::store::source::{Source, Target};
 use crate::store::values::{count, raw, seconds, span};
@@ -191,6 +191,13 @@ impl Operator for Postgres {
              ORDER BY id LIMIT {limit}"
         );
         decode(&self.ask(sql).await?, waiting_key)
+    }
+
+    async fn routes(&self, limit: u32) -> Result<Vec<Route>, StoreError> {
+        let statements = self.statements().await?;
+        let open = format!("{} WHERE {}", statements.source.reads, open(&statements.source));
+        let sql = count_routes("o.exchange::text", "o.routing_key::text", &open, limit);
+        decode(&self.ask(sql).await?, route)
     }
 
     async fn dead_letters(&self, filter: &DeadFilter, after: RowId, limit: u32) -> Result<Vec<DeadLetter>, StoreError> {

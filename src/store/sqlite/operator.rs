@@ -11,10 +11,10 @@ use super::statements::{NOW, Statements, due, epoch, target_listed};
 use super::{MAX_WRITE, Sqlite, Statement, decode, decode_one, lease_dialect, list};
 use crate::message::RowId;
 use crate::store::migrate::{dead_index, quoted, unsent_index};
-use crate::store::operator::rows::{Cells, dead_letter, owner, reason, waiting_key};
+use crate::store::operator::rows::{Cells, dead_letter, owner, reason, route, waiting_key};
 use crate::store::operator::{
-    Database, DeadFilter, DeadLetter, Index, Operator, Ownership, Upkeep, WAITING_SCAN, WaitingKey, count_reasons,
-    reason_of,
+    Database, DeadFilter, DeadLetter, Index, Operator, Ownership, Route, Upkeep, WAITING_SCAN, WaitingKey,
+    count_reasons, count_routes, reason_of,
 };
 use crate::store::source::Target;
 use crate::store::values::{self, raw, seconds};
@@ -48,6 +48,14 @@ impl Sqlite {
             true => format!("{} AS o INDEXED BY {}", self.table, quoted(index)),
             false => format!("{} AS o", self.table),
         })
+    }
+
+    /// Where unsent rows are read from.
+    async fn unsent_rows(&self, statements: &Statements) -> Result<String, StoreError> {
+        match &statements.columns {
+            None => self.through(&unsent_index(&self.options.table)).await,
+            Some(_) => Ok(statements.source.reads.clone()),
+        }
     }
 
     /// Where dead letters are read from.
@@ -168,13 +176,21 @@ impl Operator for Sqlite {
                    FROM {} WHERE {} ORDER BY o.id LIMIT {WAITING_SCAN})
              WHERE k IS NOT NULL AND due > 0 GROUP BY k ORDER BY 2 LIMIT {limit}",
             due(),
-            match &statements.columns {
-                None => self.through(&unsent_index(&self.options.table)).await?,
-                Some(_) => statements.source.reads.clone(),
-            },
+            self.unsent_rows(&statements).await?,
             statements.source.open()
         );
         decode(&self.ask(sql).await?, waiting_key)
+    }
+
+    async fn routes(&self, limit: u32) -> Result<Vec<Route>, StoreError> {
+        let statements = self.statements().await?;
+        let open = format!(
+            "{} WHERE {}",
+            self.unsent_rows(&statements).await?,
+            statements.source.open()
+        );
+        let sql = count_routes("CAST(o.exchange AS TEXT)", "CAST(o.routing_key AS TEXT)", &open, limit);
+        decode(&self.ask(sql).await?, route)
     }
 
     async fn dead_letters(&self, filter: &DeadFilter, after: RowId, limit: u32) -> Result<Vec<DeadLetter>, StoreError> {

@@ -6,8 +6,17 @@ use std::path::Path;
 use crate::outbox::{Outbox, SECOND};
 use crate::support::{Authority, MariaDb, Pair, Postgres, Rabbit, User, free_port, replace, until};
 
+/// A folder whose files the server of this account can read.
+pub(super) fn folder_of(account: &str) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    if let Some(user) = User::instead_of_root(account) {
+        std::os::unix::fs::chown(folder.path(), Some(user.uid), Some(user.gid)).unwrap();
+    }
+    folder
+}
+
 /// Makes the shared broker listen with this certificate on one more port, and returns the port.
-async fn listen(rabbit: &Rabbit, folder: &Path, pair: &Pair, more: &str) -> u16 {
+pub(super) async fn listen(rabbit: &Rabbit, folder: &Path, pair: &Pair, more: &str) -> u16 {
     let port = free_port();
     let (certificate, key) = pair.write(folder, &format!("broker-{port}"));
     rabbit
@@ -22,7 +31,7 @@ async fn listen(rabbit: &Rabbit, folder: &Path, pair: &Pair, more: &str) -> u16 
 }
 
 /// The URL of the same virtual host over TLS.
-fn amqps(outbox: &Outbox, host: &str, port: u16) -> String {
+pub(super) fn amqps(outbox: &Outbox, host: &str, port: u16) -> String {
     let (_, vhost) = outbox.amqp_url.rsplit_once('/').unwrap();
     format!("amqps://guest:guest@{host}:{port}/{vhost}")
 }
@@ -97,10 +106,7 @@ async fn a_broker_that_cannot_be_trusted_is_refused_and_taken_once_mended() {
 
 #[tokio::test]
 async fn a_database_server_that_cannot_be_trusted_is_refused_and_taken_once_mended() {
-    let folder = tempfile::tempdir().unwrap();
-    if let Some(user) = User::instead_of_root("postgres") {
-        std::os::unix::fs::chown(folder.path(), Some(user.uid), Some(user.gid)).unwrap();
-    }
+    let folder = folder_of("postgres");
     let (ours, others) = (Authority::new("ours"), Authority::new("others"));
     let ca = folder.path().join("ca.pem");
     replace(&ca, &ours.pem());
@@ -233,10 +239,7 @@ async fn check_warns_of_connections_to_another_machine_without_tls() {
 
 #[tokio::test]
 async fn a_mariadb_server_that_cannot_be_trusted_is_refused_and_taken_once_mended() {
-    let folder = tempfile::tempdir().unwrap();
-    if let Some(user) = User::instead_of_root("mysql") {
-        std::os::unix::fs::chown(folder.path(), Some(user.uid), Some(user.gid)).unwrap();
-    }
+    let folder = folder_of("mysql");
     let (ours, others) = (Authority::new("ours"), Authority::new("others"));
     let ca = folder.path().join("ca.pem");
     replace(&ca, &others.pem());

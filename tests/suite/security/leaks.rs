@@ -174,6 +174,18 @@ async fn bad_variables_are_not_quoted() {
     ] {
         silent(&["check"], &[variable]).await;
     }
+    for url in [
+        "u:MARK@h",
+        "http://MARK@127.0.0.1:1/?MARK#MARK",
+        "http://u:MARK/x@h",
+        "https://u:MARK@h:port",
+        "http://u:MARK@127.0.0.1:1",
+        "https://u:MARK@127.0.0.1:1",
+    ] {
+        silent(&["check"], &[("RELAY_AMQP_MANAGEMENT_URL", &url.replace("MARK", MARK))]).await;
+        replace(&file, &url.replace("MARK", MARK));
+        silent(&["status", "--json"], &[("RELAY_AMQP_MANAGEMENT_URL_FILE", path)]).await;
+    }
     for toml in [
         "database_url = \"postgres://u:MARK@h/db",
         "database_url = [\"MARK\"]",
@@ -291,4 +303,38 @@ async fn logins_bodies_and_dead_letters_are_not_in_the_log() {
         runs_silently(&variables, "dead letter").await;
         consumer.wait_distinct(1, 30 * SECOND).await;
     }
+}
+
+/// The one panic that can be had from outside: `println!` where the disk is full, or nobody reads any more.
+#[tokio::test]
+async fn an_output_that_cannot_be_written_ends_the_program_with_one_and_at_most_a_line() {
+    let run = async |output: std::process::Stdio| {
+        let output = tokio::process::Command::new(env!("CARGO_BIN_EXE_outbox-relay"))
+            .arg("check")
+            .env_clear()
+            .env("RUST_BACKTRACE", "full")
+            .env("RELAY_LOG", LOUD)
+            .env("RELAY_LOG_FORMAT", "json")
+            .env("RELAY_AMQP_URL", format!("amqp://u:{MARK}@127.0.0.1:1"))
+            .env("RELAY_DATABASE_URL", format!("postgres://u:{MARK}@127.0.0.1:1/none"))
+            .stdout(output)
+            .stderr(std::process::Stdio::piped())
+            .spawn()
+            .unwrap()
+            .wait_with_output()
+            .await
+            .unwrap();
+        let text = String::from_utf8(output.stderr).unwrap();
+        clean("a panic", &text);
+        // The libraries are loud.
+        let lines = text.lines().filter(|line| !line.starts_with('{')).map(str::to_owned);
+        (output.status.code(), lines.collect::<Vec<_>>())
+    };
+    let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
+    let (code, lines) = run(full.into()).await;
+    assert!(lines.len() == 1 && lines[0].contains("disk full"), "{lines:?}");
+    assert_eq!(code, Some(1));
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    assert_eq!(run(writer.into()).await, (Some(1), Vec::new()));
 }

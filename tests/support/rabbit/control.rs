@@ -46,6 +46,76 @@ impl Rabbit {
         format!("amqp://{name}:{password}@127.0.0.1:{}/{path}", self.port())
     }
 
+    /// What the user may see of the node: `monitoring`.
+    pub async fn set_tag(&self, user: &str, tag: &str) {
+        let user = binary(user);
+        self.eval(&format!(
+            "ok = rabbit_auth_backend_internal:set_tags({user}, [{tag}], <<\"tests\">>)"
+        ))
+        .await;
+    }
+
+    /// Gives a user these permissions in a virtual host, in place of those before.
+    pub async fn set_permissions(&self, user: &str, vhost: &str, [configure, write, read]: [&str; 3]) {
+        let (user, host) = (binary(user), binary(&vhost_name(vhost)));
+        let (configure, write, read) = (binary(configure), binary(write), binary(read));
+        self.eval(&format!(
+            "ok = rabbit_auth_backend_internal:set_permissions({user}, {host}, {configure}, {write}, {read}, <<\"tests\">>)"
+        ))
+        .await;
+    }
+
+    /// Takes all permissions in a virtual host, and with them the right to open it.
+    pub async fn clear_permissions(&self, user: &str, vhost: &str) {
+        let (user, host) = (binary(user), binary(&vhost_name(vhost)));
+        self.eval(&format!(
+            "ok = rabbit_auth_backend_internal:clear_permissions({user}, {host}, <<\"tests\">>)"
+        ))
+        .await;
+    }
+
+    pub async fn change_password(&self, user: &str, password: &str) {
+        let (user, password) = (binary(user), binary(password));
+        self.eval(&format!(
+            "ok = rabbit_auth_backend_internal:change_password({user}, {password}, <<\"tests\">>)"
+        ))
+        .await;
+    }
+
+    /// Waits until no channel has anything to do. A channel that goes to sleep forgets which permissions it has found, and
+    /// an idle one goes to sleep after some seconds.
+    pub async fn channels_sleep(&self) {
+        until("all channels sleep", TIMEOUT, async || {
+            let awake = self
+                .eval(
+                    "length([C || C <- rabbit_channel:list_local(), \
+                     {current_function, {_, F, _}} <- [process_info(C, current_function)], F =/= hibernate])",
+                )
+                .await;
+            awake == "0"
+        })
+        .await;
+    }
+
+    /// How many connections and channels were opened since the node started: its own count, of all virtual hosts.
+    pub async fn opened(&self) -> (u64, u64) {
+        let counts = self
+            .eval("[Row] = ets:tab2list(connection_churn_metrics), {element(2, Row), element(4, Row)}")
+            .await;
+        let mut counts = counts
+            .trim_matches(['{', '}'])
+            .split(',')
+            .map(|count| count.trim().parse().expect("a number"));
+        let mut next = || counts.next().expect("two numbers");
+        (next(), next())
+    }
+
+    /// Makes the node read the files of certificates again for the next handshake, which it does by itself every two
+    /// minutes.
+    pub async fn forget_certificates(&self) {
+        self.eval("ok = ssl:clear_pem_cache()").await;
+    }
+
     /// Lets clients log in by the common name of their certificate, as the plug-in `rabbitmq_auth_mechanism_ssl` does. It
     /// looks whether certificates are verified in the options of the first listener, which there is none of.
     pub async fn allow_external(&self) {

@@ -8,7 +8,7 @@ use std::time::Duration;
 use crate::broker::{BatchReport, Doubt, Outcome};
 use crate::message::{Message, RowId};
 
-use super::super::connection::{Connection, ExchangeCheck, soft_error};
+use super::super::connection::{ACCESS_REFUSED, Connection, ExchangeCheck, soft_error};
 use super::answers::{self, Answer, Heard, Verdict};
 use super::{AmqpLane, Group, REOPEN_ATTEMPTS, REOPEN_PAUSE, within};
 
@@ -194,7 +194,8 @@ impl AmqpLane {
         }
         self.connection.suspect(&first.exchange);
         if unsettled.len() == 1 {
-            report.outcomes.push((first.row, Outcome::Refused(text.to_owned())));
+            let refused = Outcome::Refused(with_advice(code, text));
+            report.outcomes.push((first.row, refused));
             return Vec::new();
         }
         unsettled.into_iter().map(|message| vec![message]).collect()
@@ -231,6 +232,16 @@ impl AmqpLane {
                 self.connection.trust(&message.exchange);
             }
         }
+    }
+}
+
+/// A refusal for want of a permission, and what to do about it. There are others of the same code: an internal exchange.
+fn with_advice(code: u16, text: &str) -> String {
+    match code == ACCESS_REFUSED && text.contains("refused for user") {
+        true => format!(
+            "{text}: give the broker's user write permission on the exchange, `migrate --print-grants` prints the command"
+        ),
+        false => text.to_owned(),
     }
 }
 
