@@ -5,10 +5,12 @@ mod dead_letters;
 mod extras;
 mod grants;
 mod healthcheck;
+mod keys;
 mod migrate;
 mod pause;
 mod run;
 mod status;
+mod text;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -57,6 +59,9 @@ enum Command {
     /// List, show, replay and discard dead letters
     #[command(subcommand)]
     DeadLetters(dead_letters::DeadLetters),
+    /// List the ordering keys that cannot go on, and release them
+    #[command(subcommand)]
+    Keys(keys::Keys),
     /// Publish nothing, or nothing to an exchange, until `resume`; kept in the database, for all relays of the table
     Pause {
         /// Only this exchange; empty: the default exchange
@@ -91,6 +96,17 @@ enum Command {
     },
 }
 
+impl Command {
+    /// What can be said of the arguments without looking at anything.
+    fn check(&self) -> Result<(), String> {
+        match self {
+            Command::DeadLetters(command) => command.check(),
+            Command::Keys(command) => command.check(),
+            _ => Ok(()),
+        }
+    }
+}
+
 /// Runs the program; the exit code is 0, 1, or 64 for bad configuration.
 pub fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
@@ -102,17 +118,15 @@ pub fn main() -> ExitCode {
             return ExitCode::from(code);
         }
     };
-    // What needs no configuration, and what can be said of the arguments without it.
+    // What needs no configuration.
     match &cli.command {
         Command::Completions { shell } => return extras::completions::<Cli>(*shell),
         Command::Man { dir } => return extras::man::<Cli>(dir.as_deref()),
-        Command::DeadLetters(command) => {
-            if let Err(problem) = command.check() {
-                eprintln!("outbox-relay: {problem}");
-                return ExitCode::from(BAD_CONFIGURATION);
-            }
-        }
         _ => {}
+    }
+    if let Err(problem) = cli.command.check() {
+        eprintln!("outbox-relay: {problem}");
+        return ExitCode::from(BAD_CONFIGURATION);
     }
     let loaded = match config::load_from_process() {
         Ok(loaded) => loaded,
@@ -161,6 +175,7 @@ async fn execute(command: Command, loaded: Loaded) -> anyhow::Result<ExitCode> {
         Command::Check => Ok(check::check(&config, &warnings).await),
         Command::Status(args) => status::status(config, &args).await,
         Command::DeadLetters(command) => dead_letters::dead_letters(config, command).await,
+        Command::Keys(command) => keys::keys(&config, command).await,
         Command::Pause { exchange, reason } => pause::pause(&config, exchange.as_deref(), &reason).await,
         Command::Resume { exchange } => pause::resume(&config, exchange.as_deref()).await,
         // Done before the configuration was read.

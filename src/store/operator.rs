@@ -30,9 +30,13 @@ pub trait Operator: Store {
     /// Dead letters by the reason their `last_error` begins with ([`OTHER_REASON`] for any other text), up to [`DEAD_REASONS_CAP`] rows.
     async fn dead_reasons(&self) -> Result<Vec<(String, u64)>, StoreError>;
 
-    /// Up to `limit` keys that wait for a row which is not due, each with the lowest such row; of the first [`WAITING_SCAN`]
-    /// unsent rows.
-    async fn waiting_keys(&self, limit: u32) -> Result<Vec<WaitingKey>, StoreError>;
+    /// Up to `limit` keys (or only `key`) that wait for a row which is not due, each with the lowest such row; of the first
+    /// [`WAITING_SCAN`] unsent rows.
+    async fn waiting_keys(&self, key: Option<&str>, limit: u32) -> Result<Vec<WaitingKey>, StoreError>;
+
+    /// How many unsent rows each of these keys has, given up ones not counted; of the first [`WAITING_SCAN`] unsent rows. A
+    /// key without any is left out.
+    async fn rows_of_keys(&self, keys: &[&str]) -> Result<Vec<(String, u64)>, StoreError>;
 
     /// Up to `limit` dead letters above `after`, in `id` order.
     async fn dead_letters(&self, filter: &DeadFilter, after: RowId, limit: u32) -> Result<Vec<DeadLetter>, StoreError>;
@@ -40,12 +44,12 @@ pub trait Operator: Store {
     /// The body of a dead letter as stored; `None`: no such dead letter.
     async fn dead_payload(&self, id: RowId) -> Result<Option<Vec<u8>>, StoreError>;
 
-    /// Makes dead letters unsent rows again, with no attempts counted and due at once. Returns how many of `ids` still were
-    /// dead letters: of two callers at once only one has each.
-    async fn replay(&self, ids: &[RowId]) -> Result<u64, StoreError>;
+    /// Makes refused rows unsent rows like any other, with no attempts counted and due at once. Returns how many of `ids` still
+    /// were such: of two callers at once only one has each.
+    async fn replay(&self, ids: &[RowId], which: Refused) -> Result<u64, StoreError>;
 
-    /// Deletes dead letters. Returns how many of `ids` still were.
-    async fn discard(&self, ids: &[RowId]) -> Result<u64, StoreError>;
+    /// Deletes refused rows. Returns how many of `ids` still were such.
+    async fn discard(&self, ids: &[RowId], which: Refused) -> Result<u64, StoreError>;
 
     /// Pauses everything (`None`) or an exchange; what is paused already stays as it was noted then.
     async fn pause(&self, exchange: Option<&str>, by: &str, reason: &str) -> Result<(), StoreError>;
@@ -63,6 +67,15 @@ pub trait Operator: Store {
 
     /// What makes the table slow in the long run.
     async fn upkeep(&self) -> Result<Upkeep, StoreError>;
+}
+
+/// What became of a row that the broker refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refused {
+    /// It was given up: a dead letter.
+    GivenUp,
+    /// It is unsent, and tried again at a time that has not come.
+    Waiting,
 }
 
 /// A database server or file.
@@ -124,6 +137,8 @@ pub struct WaitingKey {
     pub due_in: Duration,
     /// Reason of the last refusal.
     pub last_error: Option<String>,
+    /// Since it was created; `None`: the table does not say.
+    pub age: Option<Duration>,
 }
 
 /// Which dead letters; everything that is given must hold.

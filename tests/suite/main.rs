@@ -56,6 +56,7 @@ mod deployment;
 mod docs;
 mod existing_tables;
 mod faults;
+mod keys;
 mod lifecycle;
 mod main_job;
 mod mariadb;

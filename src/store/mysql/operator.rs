@@ -13,13 +13,13 @@ use sqlx::mysql::MySqlRow;
 
 use super::inspect::{self, backquoted};
 use super::rows::{self, bytes, message_id, text};
-use super::statements::{CREATED, DUE, LISTED, Statements, listed};
+use super::statements::{AGE, CREATED, DUE, LISTED, Statements, listed};
 use super::{MAX_MARK, MySql, lease_dialect, list, micros};
 use crate::message::RowId;
-use crate::store::operator::rows::{Cells, dead_letter, owner, reason, waiting_key};
+use crate::store::operator::rows::{Cells, counted, dead_letter, owner, waiting_key};
 use crate::store::operator::{
-    Database, DeadFilter, DeadLetter, Index, Operator, Ownership, Upkeep, WAITING_SCAN, WaitingKey, count_reasons,
-    reason_of,
+    Database, DeadFilter, DeadLetter, Index, Operator, Ownership, Refused, Upkeep, WAITING_SCAN, WaitingKey,
+    count_reasons, reason_of,
 };
 use crate::store::source::Target;
 use crate::store::values::{decode, decode_one, epoch, raw};
@@ -30,6 +30,9 @@ const WINDOW: usize = 10_000;
 
 /// Microseconds since it was given up.
 const DEAD_FOR: &str = "timestampdiff(MICROSECOND, o.dead_at, now(6))";
+
+/// Keys are compared by their bytes, whatever the collation of the column.
+const KEY: &str = "CAST(convert(o.ordering_key USING utf8mb4) AS BINARY)";
 
 /// In UTC, as every connection is.
 const DEAD_AT: &str = "timestampdiff(MICROSECOND, TIMESTAMP'1970-01-01 00:00:00', o.dead_at)";
@@ -179,24 +182,45 @@ impl Operator for MySql {
         let statements = self.statements().await?;
         // In no order: it would be sorted for that.
         let dead = format!("{} WHERE {}", statements.source.dead, statements.source.given_up());
-        decode(&self.ask(count_reasons("o.last_error", &dead)).await?, reason)
+        decode(&self.ask(count_reasons("o.last_error", &dead)).await?, counted)
     }
 
-    async fn waiting_keys(&self, limit: u32) -> Result<Vec<WaitingKey>, StoreError> {
+    async fn waiting_keys(&self, key: Option<&str>, limit: u32) -> Result<Vec<WaitingKey>, StoreError> {
         let statements = self.statements().await?;
-        // Keys are compared by their bytes, whatever the collation of the column.
-        let sql = format!(
-            "SELECT o.ordering_key, CAST(o.id AS SIGNED), CAST(coalesce(o.attempts, 0) AS SIGNED), {DUE} / 1e6, o.last_error
+        let only = if key.is_some() { "AND k = CAST(? AS BINARY)" } else { "" };
+        let sql: Arc<str> = format!(
+            "SELECT o.ordering_key, CAST(o.id AS SIGNED), CAST(coalesce(o.attempts, 0) AS SIGNED), {DUE} / 1e6, o.last_error,
+                    {AGE} / 1e6
              FROM (SELECT k, min(id) AS lowest
-                   FROM (SELECT CAST(convert(o.ordering_key USING utf8mb4) AS BINARY) AS k, o.id AS id, {DUE} AS due
+                   FROM (SELECT {KEY} AS k, o.id AS id, {DUE} AS due
                          FROM {} WHERE {} ORDER BY o.id LIMIT {WAITING_SCAN}) AS unsent
-                   WHERE k IS NOT NULL AND due > 0 GROUP BY k ORDER BY lowest LIMIT {limit}) AS w
+                   WHERE k IS NOT NULL {only} AND due > 0 GROUP BY k ORDER BY lowest LIMIT {limit}) AS w
              STRAIGHT_JOIN {} ON o.id = w.lowest ORDER BY o.id",
             statements.source.reads,
             statements.source.open(),
             statements.source.by_id
-        );
-        decode(&self.ask(sql).await?, waiting_key)
+        )
+        .into();
+        let query = key.into_iter().fold(self.query(&sql), |query, key| query.bind(key));
+        decode(&self.rows(&self.housekeeping, query).await?, waiting_key)
+    }
+
+    async fn rows_of_keys(&self, keys: &[&str]) -> Result<Vec<(String, u64)>, StoreError> {
+        if keys.is_empty() {
+            return Ok(Vec::new());
+        }
+        let statements = self.statements().await?;
+        let sql: Arc<str> = format!(
+            "SELECT k, count(*)
+             FROM (SELECT {KEY} AS k FROM {} WHERE {} ORDER BY o.id LIMIT {WAITING_SCAN}) AS unsent
+             WHERE k IN ({}) GROUP BY k",
+            statements.source.reads,
+            statements.source.open(),
+            vec!["CAST(? AS BINARY)"; keys.len()].join(", ")
+        )
+        .into();
+        let query = keys.iter().fold(self.query(&sql), |query, key| query.bind(*key));
+        decode(&self.rows(&self.housekeeping, query).await?, counted)
     }
 
     async fn dead_letters(&self, filter: &DeadFilter, after: RowId, limit: u32) -> Result<Vec<DeadLetter>, StoreError> {
@@ -236,14 +260,15 @@ impl Operator for MySql {
         Ok(bodies.into_iter().next())
     }
 
-    async fn replay(&self, ids: &[RowId]) -> Result<u64, StoreError> {
+    async fn replay(&self, ids: &[RowId], which: Refused) -> Result<u64, StoreError> {
         let statements = self.statements().await?;
-        self.change(&[replay(&statements.source.target).into()], ids).await
+        self.change(&[replay(&statements.source.target, which).into()], ids)
+            .await
     }
 
-    async fn discard(&self, ids: &[RowId]) -> Result<u64, StoreError> {
+    async fn discard(&self, ids: &[RowId], which: Refused) -> Result<u64, StoreError> {
         let statements = self.statements().await?;
-        self.change(&discard(&statements.source.target), ids).await
+        self.change(&discard(&statements.source.target, which), ids).await
     }
 
     async fn pause(&self, exchange: Option<&str>, by: &str, reason: &str) -> Result<(), StoreError> {
@@ -309,42 +334,46 @@ impl Operator for MySql {
 }
 
 /// Takes row ids.
-fn replay(target: &Target) -> String {
+fn replay(target: &Target, which: Refused) -> String {
     let Target { outbox, failures, .. } = target;
     match &target.bookkeeping {
-        Some([attempts, next, _, dead]) => format!(
-            "UPDATE {} SET o.{dead} = NULL, o.{attempts} = 0, o.{next} = NULL WHERE o.{dead} IS NOT NULL{}",
+        Some(columns @ [attempts, next, _, dead]) => format!(
+            "UPDATE {} SET o.{dead} = NULL, o.{attempts} = 0, o.{next} = NULL WHERE {}{}",
             listed(target),
+            Target::refused(columns, which, later),
             target.and_unsent()
         ),
         None => format!(
             "DELETE b FROM {LISTED} {failures} AS b ON b.outbox = {outbox} AND b.id = w.id
-             WHERE b.dead_at IS NOT NULL AND {}",
+             WHERE {} AND {}",
+            Target::refused_there(which, later),
             target.has("b.id")
         ),
     }
 }
 
 /// Take row ids, one after the other; the first tells how many there were.
-fn discard(target: &Target) -> Vec<Arc<str>> {
+fn discard(target: &Target, which: Refused) -> Vec<Arc<str>> {
     let Target { outbox, failures, .. } = target;
     let (rows, unsent) = (listed(target), target.and_unsent());
-    if let Some([.., dead]) = &target.bookkeeping {
-        return vec![format!("DELETE o FROM {rows} WHERE o.{dead} IS NOT NULL{unsent}").into()];
+    if let Some(columns) = &target.bookkeeping {
+        let is_refused = Target::refused(columns, which, later);
+        return vec![format!("DELETE o FROM {rows} WHERE {is_refused}{unsent}").into()];
     }
+    let is_refused = Target::refused_there(which, later);
     let refused = format!("{failures} AS b ON b.outbox = {outbox} AND b.id = w.id");
     let mut statements: Vec<Arc<str>> =
-        vec![format!("DELETE o FROM {rows} STRAIGHT_JOIN {refused} WHERE b.dead_at IS NOT NULL{unsent}").into()];
+        vec![format!("DELETE o FROM {rows} STRAIGHT_JOIN {refused} WHERE {is_refused}{unsent}").into()];
     if let Some(positions) = &target.positions {
         statements.push(
             format!(
                 "DELETE p FROM {LISTED} {positions} AS p ON p.outbox = {outbox} AND p.position = w.id
-                 STRAIGHT_JOIN {refused} WHERE b.dead_at IS NOT NULL"
+                 STRAIGHT_JOIN {refused} WHERE {is_refused}"
             )
             .into(),
         );
     }
-    statements.push(format!("DELETE b FROM {LISTED} {refused} WHERE b.dead_at IS NOT NULL").into());
+    statements.push(format!("DELETE b FROM {LISTED} {refused} WHERE {is_refused}").into());
     statements
 }
 
@@ -388,6 +417,11 @@ impl Wanted {
         }
         Self { ages, others, texts }
     }
+}
+
+/// That a time has not come.
+fn later(time: &str) -> String {
+    format!("{time} > now(6)")
 }
 
 impl Cells for MySqlRow {

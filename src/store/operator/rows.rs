@@ -58,7 +58,7 @@ pub(in crate::store) fn dead_letter(
     })
 }
 
-/// Key, id of its row, attempts, seconds to wait, last error.
+/// Key, id of its row, attempts, seconds to wait, last error, seconds since it was created.
 pub(in crate::store) fn waiting_key(row: &impl Cells) -> Result<WaitingKey, sqlx::Error> {
     Ok(WaitingKey {
         key: OrderingKey::new(&row.word(0)?),
@@ -66,11 +66,12 @@ pub(in crate::store) fn waiting_key(row: &impl Cells) -> Result<WaitingKey, sqlx
         attempts: attempts(row.number(2)?),
         due_in: span(row.double(3)?),
         last_error: row.text(4)?,
+        age: row.double(5)?.map(|age| span(Some(age))),
     })
 }
 
-/// A reason, and how often.
-pub(in crate::store) fn reason(row: &impl Cells) -> Result<(String, u64), sqlx::Error> {
+/// A text, and how often: a reason, or a key.
+pub(in crate::store) fn counted(row: &impl Cells) -> Result<(String, u64), sqlx::Error> {
     Ok((row.word(0)?, count(row.number(1)?)))
 }
 

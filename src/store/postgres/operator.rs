@@ -9,12 +9,12 @@ use sqlx::postgres::PgRow;
 use sqlx::{AssertSqlSafe, Row as _, TypeInfo as _, ValueRef as _};
 
 use super::rows::{message_id, text};
-use super::statements::{DUE, Size, Statements, dead, open};
+use super::statements::{AGE, DUE, Size, Statements, dead, open};
 use super::{Postgres, decode, decode_one, lease_dialect};
 use crate::message::RowId;
-use crate::store::operator::rows::{Cells, dead_letter, owner, reason, waiting_key};
+use crate::store::operator::rows::{Cells, counted, dead_letter, owner, waiting_key};
 use crate::store::operator::{
-    Database, DeadFilter, DeadLetter, Index, Operator, Ownership, Upkeep, Vacuum, WAITING_SCAN, WaitingKey,
+    Database, DeadFilter, DeadLetter, Index, Operator, Ownership, Refused, Upkeep, Vacuum, WAITING_SCAN, WaitingKey,
     count_reasons, reason_of,
 };
 use crate::store::source::{Source, Target};
@@ -170,22 +170,37 @@ impl Operator for Postgres {
         let statements = self.statements().await?;
         let source = &statements.source;
         let dead = format!("{} WHERE {} ORDER BY o.id", source.dead, dead(source));
-        decode(&self.ask(count_reasons("o.last_error", &dead)).await?, reason)
+        decode(&self.ask(count_reasons("o.last_error", &dead)).await?, counted)
     }
 
-    async fn waiting_keys(&self, limit: u32) -> Result<Vec<WaitingKey>, StoreError> {
+    async fn waiting_keys(&self, key: Option<&str>, limit: u32) -> Result<Vec<WaitingKey>, StoreError> {
         let statements = self.statements().await?;
         let (from, open) = (&statements.source.reads, open(&statements.source));
-        let sql = format!(
-            "SELECT k, id, attempts, due, last_error
-             FROM (SELECT DISTINCT ON (k) k, id, attempts, due, last_error
+        let sql: Arc<str> = format!(
+            "SELECT k, id, attempts, due, last_error, age
+             FROM (SELECT DISTINCT ON (k) k, id, attempts, due, last_error, age
                    FROM (SELECT o.ordering_key AS k, o.id::bigint AS id, coalesce(o.attempts, 0)::bigint AS attempts, {DUE} AS due,
-                                o.last_error
+                                o.last_error, {AGE} AS age
                          FROM {from} WHERE {open} ORDER BY o.id LIMIT {WAITING_SCAN}) AS unsent
-                   WHERE k IS NOT NULL AND due > 0 ORDER BY k, id) AS keys
+                   WHERE k IS NOT NULL AND ($1::text IS NULL OR k = $1) AND due > 0 ORDER BY k, id) AS keys
              ORDER BY id LIMIT {limit}"
-        );
-        decode(&self.ask(sql).await?, waiting_key)
+        )
+        .into();
+        let rows = self.rows(&self.housekeeping, self.query(&sql).bind(key)).await?;
+        decode(&rows, waiting_key)
+    }
+
+    async fn rows_of_keys(&self, keys: &[&str]) -> Result<Vec<(String, u64)>, StoreError> {
+        let statements = self.statements().await?;
+        let (from, open) = (&statements.source.reads, open(&statements.source));
+        let sql: Arc<str> = format!(
+            "SELECT k, count(*)
+             FROM (SELECT o.ordering_key AS k FROM {from} WHERE {open} ORDER BY o.id LIMIT {WAITING_SCAN}) AS unsent
+             WHERE k = ANY($1) GROUP BY k"
+        )
+        .into();
+        let query = self.query(&sql).bind(keys.to_vec());
+        decode(&self.rows(&self.housekeeping, query).await?, counted)
     }
 
     async fn dead_letters(&self, filter: &DeadFilter, after: RowId, limit: u32) -> Result<Vec<DeadLetter>, StoreError> {
@@ -247,14 +262,14 @@ impl Operator for Postgres {
         Ok(bodies.into_iter().next())
     }
 
-    async fn replay(&self, ids: &[RowId]) -> Result<u64, StoreError> {
+    async fn replay(&self, ids: &[RowId], which: Refused) -> Result<u64, StoreError> {
         let statements = self.statements().await?;
-        self.change(replay(&statements.source), ids).await
+        self.change(replay(&statements.source, which), ids).await
     }
 
-    async fn discard(&self, ids: &[RowId]) -> Result<u64, StoreError> {
+    async fn discard(&self, ids: &[RowId], which: Refused) -> Result<u64, StoreError> {
         let statements = self.statements().await?;
-        self.change(discard(&statements.source), ids).await
+        self.change(discard(&statements.source, which), ids).await
     }
 
     async fn pause(&self, exchange: Option<&str>, by: &str, reason: &str) -> Result<(), StoreError> {
@@ -319,16 +334,8 @@ impl Operator for Postgres {
     }
 }
 
-/// That a row, named `o`, is a dead letter in its own table.
-fn dead_here(target: &Target, dead: &str) -> String {
-    match target.unsent.as_str() {
-        "" => format!("o.{dead} IS NOT NULL"),
-        unsent => format!("o.{dead} IS NOT NULL AND {unsent}"),
-    }
-}
-
 /// `$1`: row ids.
-fn replay(source: &Source) -> String {
+fn replay(source: &Source, which: Refused) -> String {
     let Target {
         table,
         key,
@@ -338,21 +345,26 @@ fn replay(source: &Source) -> String {
         ..
     } = &source.target;
     match bookkeeping {
-        Some([attempts, next, _, dead]) => format!(
-            "UPDATE {table} AS o SET {dead} = NULL, {attempts} = 0, {next} = NULL WHERE o.{key} = ANY($1) AND {}",
-            dead_here(&source.target, dead)
+        Some(columns @ [attempts, next, _, dead]) => format!(
+            "UPDATE {table} AS o SET {dead} = NULL, {attempts} = 0, {next} = NULL WHERE o.{key} = ANY($1) AND {}{}",
+            Target::refused(columns, which, later),
+            source.target.and_unsent()
         ),
         None => format!(
-            "DELETE FROM {failures} AS b WHERE b.outbox = {outbox} AND b.id = ANY($1) AND b.dead_at IS NOT NULL
+            "DELETE FROM {failures} AS b WHERE b.outbox = {outbox} AND b.id = ANY($1) AND {}
                AND EXISTS (SELECT FROM {} WHERE o.id = b.id AND {})",
+            Target::refused_there(which, later),
             source.by_id,
-            source.given_up()
+            match which {
+                Refused::GivenUp => source.given_up(),
+                Refused::Waiting => source.open(),
+            }
         ),
     }
 }
 
 /// `$1`: row ids.
-fn discard(source: &Source) -> String {
+fn discard(source: &Source, which: Refused) -> String {
     let Target {
         table,
         key,
@@ -363,14 +375,15 @@ fn discard(source: &Source) -> String {
         key_there,
         ..
     } = &source.target;
-    if let Some([.., dead]) = bookkeeping {
-        let dead = dead_here(&source.target, dead);
-        return format!("DELETE FROM {table} AS o WHERE o.{key} = ANY($1) AND {dead}");
-    }
     let unsent = source.target.and_unsent();
+    if let Some(columns) = bookkeeping {
+        let refused = Target::refused(columns, which, later);
+        return format!("DELETE FROM {table} AS o WHERE o.{key} = ANY($1) AND {refused}{unsent}");
+    }
     let freed = format!(
-        "WITH freed AS (DELETE FROM {failures} AS b WHERE b.outbox = {outbox} AND b.id = ANY($1) AND b.dead_at IS NOT NULL
-                        RETURNING b.id)"
+        "WITH freed AS (DELETE FROM {failures} AS b WHERE b.outbox = {outbox} AND b.id = ANY($1) AND {}
+                        RETURNING b.id)",
+        Target::refused_there(which, later)
     );
     match positions {
         None => format!("{freed} DELETE FROM {table} AS o WHERE o.{key} = ANY(ARRAY(SELECT id FROM freed)){unsent}"),
@@ -380,6 +393,11 @@ fn discard(source: &Source) -> String {
              DELETE FROM {table} AS o WHERE o.{key} = ANY(ARRAY(SELECT key FROM gone)){unsent}"
         ),
     }
+}
+
+/// That a time has not come.
+fn later(time: &str) -> String {
+    format!("{time} > clock_timestamp()")
 }
 
 impl Cells for PgRow {
