@@ -8,6 +8,7 @@ mod healthcheck;
 mod keys;
 mod migrate;
 mod pause;
+mod replay_sent;
 mod run;
 mod status;
 mod text;
@@ -62,6 +63,13 @@ enum Command {
     /// List the ordering keys that cannot go on, and release them
     #[command(subcommand)]
     Keys(keys::Keys),
+    /// Publish sent rows again, for a consumer that lost what it had
+    ///
+    /// They keep their message_id: what a consumer has noted it will drop. Every queue that is bound gets them, not only that of
+    /// one consumer. Rows are there for RELAY_OUTBOX_RETENTION, and not at all with RELAY_OUTBOX_ON_SENT=delete. Within a key they
+    /// go by their ids as far as a running relay finds them together; to be sure of the order, pause the exchange before and
+    /// resume it afterwards.
+    ReplaySent(replay_sent::ReplaySent),
     /// Publish nothing, or nothing to an exchange, until `resume`; kept in the database, for all relays of the table
     Pause {
         /// Only this exchange; empty: the default exchange
@@ -102,6 +110,7 @@ impl Command {
         match self {
             Command::DeadLetters(command) => command.check(),
             Command::Keys(command) => command.check(),
+            Command::ReplaySent(args) => args.check(),
             _ => Ok(()),
         }
     }
@@ -175,6 +184,7 @@ async fn execute(command: Command, loaded: Loaded) -> anyhow::Result<ExitCode> {
         Command::Check => Ok(check::check(&config, &warnings).await),
         Command::Status(args) => status::status(config, &args).await,
         Command::DeadLetters(command) => dead_letters::dead_letters(config, command).await,
+        Command::ReplaySent(args) => replay_sent::replay_sent(&config, args).await,
         Command::Keys(command) => keys::keys(&config, command).await,
         Command::Pause { exchange, reason } => pause::pause(&config, exchange.as_deref(), &reason).await,
         Command::Resume { exchange } => pause::resume(&config, exchange.as_deref()).await,

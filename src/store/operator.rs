@@ -51,6 +51,16 @@ pub trait Operator: Store {
     /// Deletes refused rows. Returns how many of `ids` still were such.
     async fn discard(&self, ids: &[RowId], which: Refused) -> Result<u64, StoreError>;
 
+    /// What tells that a row was sent.
+    async fn sent_mark(&self) -> Result<SentMark, StoreError>;
+
+    /// Looks at up to `window` rows above `after`, in `id` order, for sent ones that are wanted.
+    async fn sent_rows(&self, wanted: &SentFilter, after: RowId, window: u32) -> Result<Vec<SentRow>, StoreError>;
+
+    /// Makes sent rows unsent again, with no attempts counted. Returns how many of `ids` were marked before `until` (seconds since
+    /// 1970; `None`: whenever) and still are: a row that was sent again meanwhile is left alone.
+    async fn replay_sent(&self, ids: &[RowId], until: Option<f64>) -> Result<u64, StoreError>;
+
     /// Pauses everything (`None`) or an exchange; what is paused already stays as it was noted then.
     async fn pause(&self, exchange: Option<&str>, by: &str, reason: &str) -> Result<(), StoreError>;
 
@@ -76,6 +86,49 @@ pub enum Refused {
     GivenUp,
     /// It is unsent, and tried again at a time that has not come.
     Waiting,
+}
+
+/// What tells that a row was sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SentMark {
+    /// The time when it was.
+    Time,
+    /// A boolean.
+    Flag,
+    /// Nothing: it is deleted.
+    Deleted,
+    /// There is a mark, but the number that the relay gave the row is gone with it.
+    Numbered,
+}
+
+/// Which sent rows; everything that is given must hold.
+#[derive(Debug, Clone, Default)]
+pub struct SentFilter {
+    /// One of these; empty: any.
+    pub ids: Vec<RowId>,
+    /// Sent at this time or later, in seconds since 1970 by the database's clock. Only where the mark is a time.
+    pub since: Option<f64>,
+    /// Sent before this time; likewise.
+    pub until: Option<f64>,
+    /// The exchange it went to.
+    pub exchange: Option<String>,
+    /// The exchange of rows that name none.
+    pub default_exchange: String,
+    /// The routing key.
+    pub routing_key: Option<String>,
+    /// The ordering key.
+    pub key: Option<String>,
+}
+
+/// A row that was looked at.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SentRow {
+    /// Position in the outbox.
+    pub id: RowId,
+    /// Sent, and all that the filter says.
+    pub wanted: bool,
+    /// It has an ordering key.
+    pub keyed: bool,
 }
 
 /// A database server or file.

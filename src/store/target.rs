@@ -3,7 +3,7 @@
 use super::columns::Column;
 use super::layout::Layout;
 use super::migrate::literal;
-use super::operator::Refused;
+use super::operator::{Refused, SentMark};
 use super::source::{Dialect, failures_table, positions_table, unsent};
 use crate::config::TableName;
 
@@ -91,6 +91,25 @@ impl Target {
                          WHERE p.outbox = {outbox} AND p.position = {id}{unsent})"
             ),
         }
+    }
+
+    /// What tells that a row was sent.
+    pub(super) fn mark(&self) -> SentMark {
+        match (&self.positions, &self.sent) {
+            (_, None) => SentMark::Deleted,
+            (Some(_), _) => SentMark::Numbered,
+            (None, Some(_)) if self.sent_is_flag => SentMark::Flag,
+            (None, Some(_)) => SentMark::Time,
+        }
+    }
+
+    /// What is set of a sent row so that it is unsent again. `of` stands before each column; `unset`: a flag that is not set.
+    pub(super) fn unsend(&self, of: &str, unset: &str) -> String {
+        let unset = if self.sent_is_flag { unset } else { "NULL" };
+        let mark = self.sent.iter().map(|sent| format!("{of}{sent} = {unset}"));
+        let columns = self.bookkeeping.iter();
+        let columns = columns.map(|[attempts, next, _, _]| format!("{of}{attempts} = 0, {of}{next} = NULL"));
+        mark.chain(columns).collect::<Vec<_>>().join(", ")
     }
 
     /// That a row, named `o`, was refused, by its own columns. `later`: SQL for a time that has not come. One that has come may

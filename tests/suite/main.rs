@@ -66,6 +66,7 @@ mod outcomes;
 mod partitioned;
 mod pauses;
 mod purge;
+mod replay_sent;
 mod replicas;
 mod restore;
 mod roundtrip;

@@ -16,10 +16,10 @@ use super::rows::{self, bytes, message_id, text};
 use super::statements::{AGE, CREATED, DUE, LISTED, Statements, listed};
 use super::{MAX_MARK, MySql, lease_dialect, list, micros};
 use crate::message::RowId;
-use crate::store::operator::rows::{Cells, counted, dead_letter, owner, waiting_key};
+use crate::store::operator::rows::{Cells, counted, dead_letter, owner, sent_row, waiting_key};
 use crate::store::operator::{
-    Database, DeadFilter, DeadLetter, Index, Operator, Ownership, Refused, Upkeep, WAITING_SCAN, WaitingKey,
-    count_reasons, reason_of,
+    Database, DeadFilter, DeadLetter, Index, Operator, Ownership, Refused, SentFilter, SentMark, SentRow, Upkeep,
+    WAITING_SCAN, WaitingKey, count_reasons, reason_of,
 };
 use crate::store::source::Target;
 use crate::store::values::{decode, decode_one, epoch, raw};
@@ -33,9 +33,6 @@ const DEAD_FOR: &str = "timestampdiff(MICROSECOND, o.dead_at, now(6))";
 
 /// Keys are compared by their bytes, whatever the collation of the column.
 const KEY: &str = "CAST(convert(o.ordering_key USING utf8mb4) AS BINARY)";
-
-/// In UTC, as every connection is.
-const DEAD_AT: &str = "timestampdiff(MICROSECOND, TIMESTAMP'1970-01-01 00:00:00', o.dead_at)";
 
 impl MySql {
     async fn ask(&self, sql: String) -> Result<Vec<MySqlRow>, StoreError> {
@@ -135,10 +132,11 @@ impl MySql {
         let sql: Arc<str> = format!(
             "SELECT CAST(o.id AS SIGNED), {}, o.exchange, o.routing_key, o.ordering_key, o.type, o.content_type,
                     o.headers, o.properties, CAST(octet_length(o.payload) AS SIGNED),
-                    CAST(coalesce(o.attempts, 0) AS SIGNED), o.last_error, {CREATED} / 1e6, {DEAD_AT} / 1e6{more}
+                    CAST(coalesce(o.attempts, 0) AS SIGNED), o.last_error, {CREATED} / 1e6, {} / 1e6{more}
              FROM (SELECT o.id FROM {LISTED} {by_id} ON o.id = w.id
                    WHERE {}{}{} ORDER BY o.id LIMIT {limit}) AS d STRAIGHT_JOIN {by_id} ON o.id = d.id",
             source.message_id,
+            since_1970("o.dead_at"),
             source.given_up(),
             wanted.ages,
             wanted.others
@@ -271,6 +269,68 @@ impl Operator for MySql {
         self.change(&discard(&statements.source.target, which), ids).await
     }
 
+    async fn sent_mark(&self) -> Result<SentMark, StoreError> {
+        Ok(self.statements().await?.source.target.mark())
+    }
+
+    async fn sent_rows(&self, wanted: &SentFilter, after: RowId, window: u32) -> Result<Vec<SentRow>, StoreError> {
+        let statements = self.statements().await?;
+        let source = &statements.source;
+        let mut conditions = format!("NOT ({})", source.unsent);
+        let mut texts = Vec::new();
+        let sent = since_1970("o.sent_at");
+        for (time, than) in [(wanted.since, ">="), (wanted.until, "<")] {
+            if let Some(time) = time {
+                conditions.push_str(&format!(" AND {sent} {than} {}", (time * 1e6) as i64));
+            }
+        }
+        let exchange = match wanted.exchange.as_ref() == Some(&wanted.default_exchange) {
+            true => format!("(o.exchange IS NULL OR {})", is("o.exchange")),
+            false => is("o.exchange"),
+        };
+        for (text, condition) in [
+            (&wanted.exchange, exchange),
+            (&wanted.routing_key, is("o.routing_key")),
+            (&wanted.key, is("o.ordering_key")),
+        ] {
+            if let Some(text) = text {
+                conditions.push_str(&format!(" AND coalesce({condition}, 0)"));
+                texts.push(text.as_str());
+            }
+        }
+        let ids: Vec<String> = wanted.ids.iter().map(ToString::to_string).collect();
+        let listed = match ids.is_empty() {
+            true => String::new(),
+            false => format!("AND o.id IN ({})", ids.join(", ")),
+        };
+        let sql: Arc<str> = format!(
+            "SELECT CAST(o.id AS SIGNED), CAST({conditions} AS SIGNED), CAST(o.ordering_key IS NOT NULL AS SIGNED)
+             FROM {} WHERE o.id > ? {listed} ORDER BY o.id LIMIT {window}",
+            source.by_id
+        )
+        .into();
+        let query = texts.into_iter().fold(self.query(&sql), |query, text| query.bind(text));
+        decode(&self.rows(&self.housekeeping, query.bind(after.0)).await?, sent_row)
+    }
+
+    async fn replay_sent(&self, ids: &[RowId], until: Option<f64>) -> Result<u64, StoreError> {
+        let statements = self.statements().await?;
+        let target = &statements.source.target;
+        let before = match (until, &target.sent) {
+            (Some(until), Some(sent)) => {
+                format!("AND {} < {}", since_1970(&format!("o.{sent}")), (until * 1e6) as i64)
+            }
+            _ => String::new(),
+        };
+        let sql = format!(
+            "UPDATE {} SET {} WHERE NOT ({}) {before}",
+            listed(target),
+            target.unsend("o.", "0"),
+            target.unsent
+        );
+        self.change(&[sql.into()], ids).await
+    }
+
     async fn pause(&self, exchange: Option<&str>, by: &str, reason: &str) -> Result<(), StoreError> {
         let (table, (scope, exchange)) = (&self.options.table, pauses::stored(exchange));
         let now = lease_dialect(table).now;
@@ -396,8 +456,6 @@ impl Wanted {
         if let Some(span) = filter.newer_than {
             ages.push_str(&format!(" AND {DEAD_FOR} < {}", micros(span)));
         }
-        // By their bytes, whatever the collation of the column.
-        let is = |what: &str| format!("CAST(convert({what} USING utf8mb4) AS BINARY) = CAST(? AS BINARY)");
         let mut want = |condition: String, text: &str| {
             others.push_str(&format!(" AND {condition}"));
             texts.push(text.to_owned());
@@ -417,6 +475,16 @@ impl Wanted {
         }
         Self { ages, others, texts }
     }
+}
+
+/// That a text is the one that is bound, by their bytes, whatever the collation of the column.
+fn is(what: &str) -> String {
+    format!("CAST(convert({what} USING utf8mb4) AS BINARY) = CAST(? AS BINARY)")
+}
+
+/// Microseconds since 1970 of a time in UTC, as every connection is.
+fn since_1970(time: &str) -> String {
+    format!("timestampdiff(MICROSECOND, TIMESTAMP'1970-01-01 00:00:00', {time})")
 }
 
 /// That a time has not come.

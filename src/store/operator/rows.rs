@@ -1,6 +1,6 @@
 //! From rows of whatever database to what they say: each names the columns in the order of its statements.
 
-use super::{DeadLetter, WaitingKey};
+use super::{DeadLetter, SentRow, WaitingKey};
 use crate::message::{MessageId, OrderingKey, RowId};
 use crate::store::leases::OwnershipRow;
 use crate::store::values::{attempts, count, span, with_headers};
@@ -67,6 +67,15 @@ pub(in crate::store) fn waiting_key(row: &impl Cells) -> Result<WaitingKey, sqlx
         due_in: span(row.double(3)?),
         last_error: row.text(4)?,
         age: row.double(5)?.map(|age| span(Some(age))),
+    })
+}
+
+/// Id, whether it is a sent row that is wanted, and whether it has a key; both as numbers.
+pub(in crate::store) fn sent_row(row: &impl Cells) -> Result<SentRow, sqlx::Error> {
+    Ok(SentRow {
+        id: RowId(row.number(0)?),
+        wanted: row.number(1)? != 0,
+        keyed: row.number(2)? != 0,
     })
 }
 

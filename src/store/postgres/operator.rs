@@ -12,10 +12,10 @@ use super::rows::{message_id, text};
 use super::statements::{AGE, DUE, Size, Statements, dead, open};
 use super::{Postgres, decode, decode_one, lease_dialect};
 use crate::message::RowId;
-use crate::store::operator::rows::{Cells, counted, dead_letter, owner, waiting_key};
+use crate::store::operator::rows::{Cells, counted, dead_letter, owner, sent_row, waiting_key};
 use crate::store::operator::{
-    Database, DeadFilter, DeadLetter, Index, Operator, Ownership, Refused, Upkeep, Vacuum, WAITING_SCAN, WaitingKey,
-    count_reasons, reason_of,
+    Database, DeadFilter, DeadLetter, Index, Operator, Ownership, Refused, SentFilter, SentMark, SentRow, Upkeep,
+    Vacuum, WAITING_SCAN, WaitingKey, count_reasons, reason_of,
 };
 use crate::store::source::{Source, Target};
 use crate::store::values::{count, raw, seconds, span};
@@ -270,6 +270,70 @@ impl Operator for Postgres {
     async fn discard(&self, ids: &[RowId], which: Refused) -> Result<u64, StoreError> {
         let statements = self.statements().await?;
         self.change(discard(&statements.source, which), ids).await
+    }
+
+    async fn sent_mark(&self) -> Result<SentMark, StoreError> {
+        Ok(self.statements().await?.source.target.mark())
+    }
+
+    async fn sent_rows(&self, wanted: &SentFilter, after: RowId, window: u32) -> Result<Vec<SentRow>, StoreError> {
+        let statements = self.statements().await?;
+        let source = &statements.source;
+        // A flag has no time.
+        let times = match source.target.mark() {
+            SentMark::Time => {
+                "AND ($4::float8 IS NULL OR date_part('epoch', o.sent_at) >= $4)
+                 AND ($5::float8 IS NULL OR date_part('epoch', o.sent_at) < $5)"
+            }
+            _ => "AND $4::float8 IS NULL AND $5::float8 IS NULL",
+        };
+        let listed = match wanted.ids.is_empty() {
+            true => "$3::bigint[] IS NOT NULL",
+            false => "o.id = ANY($3)",
+        };
+        let sql: Arc<str> = format!(
+            "SELECT o.id::bigint,
+                    (NOT ({}) {times}
+                     AND ($6::text IS NULL OR coalesce(o.exchange, $7) = $6)
+                     AND ($8::text IS NULL OR o.routing_key = $8)
+                     AND ($9::text IS NULL OR coalesce(o.ordering_key = $9, false)))::int,
+                    (o.ordering_key IS NOT NULL)::int
+             FROM {} WHERE o.id > $1 AND {listed} ORDER BY o.id LIMIT $2",
+            source.unsent, source.by_id
+        )
+        .into();
+        let query = self
+            .query(&sql)
+            .bind(after.0)
+            .bind(i64::from(window))
+            .bind(raw(&wanted.ids))
+            .bind(wanted.since)
+            .bind(wanted.until)
+            .bind(wanted.exchange.as_deref())
+            .bind(wanted.default_exchange.as_str())
+            .bind(wanted.routing_key.as_deref())
+            .bind(wanted.key.as_deref());
+        decode(&self.rows(&self.housekeeping, query).await?, sent_row)
+    }
+
+    async fn replay_sent(&self, ids: &[RowId], until: Option<f64>) -> Result<u64, StoreError> {
+        let statements = self.statements().await?;
+        let target = &statements.source.target;
+        let before = match (target.mark(), &target.sent) {
+            (SentMark::Time, Some(sent)) => format!("($2::float8 IS NULL OR date_part('epoch', o.{sent}) < $2)"),
+            _ => "$2::float8 IS NULL".to_owned(),
+        };
+        let sql: Arc<str> = format!(
+            "UPDATE {} AS o SET {} WHERE o.{} = ANY($1) AND NOT ({}) AND {before}",
+            target.table,
+            target.unsend("", "false"),
+            target.key,
+            target.unsent
+        )
+        .into();
+        let mut ids = raw(ids);
+        ids.sort_unstable();
+        self.execute(&self.write, self.query(&sql).bind(ids).bind(until)).await
     }
 
     async fn pause(&self, exchange: Option<&str>, by: &str, reason: &str) -> Result<(), StoreError> {

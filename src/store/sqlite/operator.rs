@@ -12,10 +12,10 @@ use super::statements::{NOW, Statements, due, epoch, target_listed};
 use super::{MAX_WRITE, Sqlite, Statement, decode, decode_one, lease_dialect, list};
 use crate::message::RowId;
 use crate::store::migrate::{dead_index, quoted, unsent_index};
-use crate::store::operator::rows::{Cells, counted, dead_letter, owner, waiting_key};
+use crate::store::operator::rows::{Cells, counted, dead_letter, owner, sent_row, waiting_key};
 use crate::store::operator::{
-    Database, DeadFilter, DeadLetter, Index, Operator, Ownership, Refused, Upkeep, WAITING_SCAN, WaitingKey,
-    count_reasons, reason_of,
+    Database, DeadFilter, DeadLetter, Index, Operator, Ownership, Refused, SentFilter, SentMark, SentRow, Upkeep,
+    WAITING_SCAN, WaitingKey, count_reasons, reason_of,
 };
 use crate::store::source::Target;
 use crate::store::values::{self, raw, seconds};
@@ -261,6 +261,60 @@ impl Operator for Sqlite {
     async fn discard(&self, ids: &[RowId], which: Refused) -> Result<u64, StoreError> {
         let statements = self.statements().await?;
         self.change(&discard(&statements.source.target, which), ids).await
+    }
+
+    async fn sent_mark(&self) -> Result<SentMark, StoreError> {
+        Ok(self.statements().await?.source.target.mark())
+    }
+
+    async fn sent_rows(&self, wanted: &SentFilter, after: RowId, window: u32) -> Result<Vec<SentRow>, StoreError> {
+        let statements = self.statements().await?;
+        let source = &statements.source;
+        let sent = epoch("o.sent_at");
+        let listed = match wanted.ids.is_empty() {
+            true => "?3 IS NOT NULL",
+            false => "o.id IN (SELECT value FROM json_each(?3))",
+        };
+        let sql: Arc<str> = format!(
+            "SELECT o.id,
+                    NOT ({}) AND (?4 IS NULL OR {sent} >= ?4) AND (?5 IS NULL OR {sent} < ?5)
+                      AND (?6 IS NULL OR coalesce(CAST(o.exchange AS TEXT), ?7) = ?6)
+                      AND (?8 IS NULL OR CAST(o.routing_key AS TEXT) = ?8)
+                      AND (?9 IS NULL OR coalesce(CAST(o.ordering_key AS TEXT) = ?9, 0)),
+                    o.ordering_key IS NOT NULL
+             FROM {} WHERE o.id > ?1 AND {listed} ORDER BY o.id LIMIT ?2",
+            source.unsent, source.by_id
+        )
+        .into();
+        let query = self
+            .query(&sql)
+            .bind(after.0)
+            .bind(i64::from(window))
+            .bind(list(&raw(&wanted.ids)))
+            .bind(wanted.since)
+            .bind(wanted.until)
+            .bind(wanted.exchange.as_deref())
+            .bind(wanted.default_exchange.as_str())
+            .bind(wanted.routing_key.as_deref())
+            .bind(wanted.key.as_deref());
+        decode(&self.rows(&self.housekeeping, query).await?, sent_row)
+    }
+
+    async fn replay_sent(&self, ids: &[RowId], until: Option<f64>) -> Result<u64, StoreError> {
+        let statements = self.statements().await?;
+        let target = &statements.source.target;
+        let before = match (until, &target.sent) {
+            (Some(until), Some(sent)) => format!("AND {} < {until}", epoch(&format!("o.{sent}"))),
+            _ => String::new(),
+        };
+        let sql = format!(
+            "UPDATE {} AS o SET {} WHERE {} AND NOT ({}) {before}",
+            target.table,
+            target.unsend("", "0"),
+            target_listed(target),
+            target.unsent
+        );
+        self.change(&[sql.into()], ids).await
     }
 
     async fn pause(&self, exchange: Option<&str>, by: &str, reason: &str) -> Result<(), StoreError> {

@@ -272,7 +272,8 @@ macro_rules! renamed {
                 dead_letters_are_listed_by_filter
                 dead_letters_are_replayed_and_discarded_once
                 waiting_keys_name_the_row_they_wait_for
-                a_row_that_waits_is_released_once;
+                a_row_that_waits_is_released_once
+                sent_rows_are_unsent_again_once;
         }
     };
 }
@@ -302,7 +303,8 @@ macro_rules! bare {
                 a_failure_under_a_lost_lease_takes_nothing;
             operating:
                 waiting_keys_name_the_row_they_wait_for
-                a_row_that_waits_is_released_once;
+                a_row_that_waits_is_released_once
+                sent_rows_are_unsent_again_once;
         }
     };
 }

@@ -3,10 +3,10 @@
 use std::time::Duration;
 
 use outbox_relay::message::RowId;
-use outbox_relay::store::operator::{DeadFilter, Operator, Refused::GivenUp, Refused::Waiting};
+use outbox_relay::store::operator::{DeadFilter, Operator, Refused::GivenUp, Refused::Waiting, SentFilter, SentMark};
 use outbox_relay::store::{LeaseAsk, NextStep};
 
-use crate::store::harness::{Harness, failure, head, head_ids, nobody};
+use crate::store::harness::{Harness, confirmed, failure, head, head_ids, nobody};
 
 const HOUR: Duration = Duration::from_secs(3_600);
 const FIRST: RowId = RowId(i64::MIN);
@@ -251,6 +251,114 @@ pub(crate) async fn a_row_that_waits_is_released_once(db: &impl Harness) {
     let rows = head(&store).await;
     assert_eq!(rows.iter().map(|row| row.id.0).collect::<Vec<_>>(), [1, 2, 4, 5, 6]);
     assert_eq!((rows[0].attempts, rows[0].due_in), (0, Duration::ZERO));
+}
+
+pub(crate) async fn sent_rows_are_unsent_again_once(db: &impl Harness) {
+    db.migrated().await;
+    let (operator, store) = (db.operator(), db.store());
+    db.insert(&["a", "", "b", "a", "c"]).await;
+    let refusals = [failure(1, 3, NextStep::RetryIn(Duration::ZERO))];
+    operator.record_failures(&refusals, &nobody()).await.expect("written");
+    assert_eq!(operator.sent_mark().await.expect("a mark"), SentMark::Time);
+    let before = operator.database().await.expect("a clock").now;
+    assert_eq!(store.mark_sent(&confirmed(1..=4)).await.expect("marked"), 4);
+    // In SQLite a mark has milliseconds.
+    let after = operator.database().await.expect("a clock").now + 0.001;
+    let wanted = async |filter: SentFilter| {
+        let rows = operator.sent_rows(&filter, FIRST, 100).await.expect("rows");
+        let wanted = rows.into_iter().filter(|row| row.wanted);
+        wanted.map(|row| (row.id.0, row.keyed)).collect::<Vec<_>>()
+    };
+    let filter = SentFilter::default;
+    let some = |text: &str| Some(text.to_owned());
+    for (filter, expected) in [
+        (filter(), vec![(1, true), (2, false), (3, true), (4, true)]),
+        (
+            SentFilter {
+                since: Some(before - 0.001),
+                until: Some(after),
+                ids: ids(&[2, 5, 99]),
+                ..filter()
+            },
+            vec![(2, false)],
+        ),
+        (
+            SentFilter {
+                since: Some(after),
+                ..filter()
+            },
+            vec![],
+        ),
+        (
+            SentFilter {
+                until: Some(before - 0.001),
+                ..filter()
+            },
+            vec![],
+        ),
+        (
+            SentFilter {
+                key: some("a"),
+                routing_key: some("r"),
+                ..filter()
+            },
+            vec![(1, true), (4, true)],
+        ),
+        (
+            SentFilter {
+                routing_key: some("other"),
+                ..filter()
+            },
+            vec![],
+        ),
+        (
+            SentFilter {
+                exchange: some("events"),
+                default_exchange: "events".to_owned(),
+                key: some("b"),
+                ..filter()
+            },
+            vec![(3, true)],
+        ),
+        (
+            SentFilter {
+                exchange: some("other"),
+                ..filter()
+            },
+            vec![],
+        ),
+    ] {
+        let shown = format!("{filter:?}");
+        assert_eq!(wanted(filter).await, expected, "{shown}");
+    }
+    let page = operator.sent_rows(&filter(), RowId(2), 2).await.expect("a page");
+    assert_eq!(page.iter().map(|row| row.id.0).collect::<Vec<_>>(), [3, 4]);
+
+    let some_rows = ids(&[1, 3, 5, 99]);
+    assert_eq!(
+        operator
+            .replay_sent(&some_rows, Some(before - 1.0))
+            .await
+            .expect("set back"),
+        0,
+        "sent later"
+    );
+    let other = db.operator();
+    let (one, two) = tokio::join!(
+        operator.replay_sent(&some_rows, Some(after)),
+        other.replay_sent(&some_rows, Some(after))
+    );
+    assert_eq!(
+        one.expect("set back") + two.expect("set back"),
+        2,
+        "each counts what it changed"
+    );
+    let rows = head(&store).await;
+    assert_eq!(
+        rows.iter().map(|row| (row.id.0, row.attempts)).collect::<Vec<_>>(),
+        [(1, 0), (3, 0), (5, 0)]
+    );
+    assert_eq!(operator.replay_sent(&ids(&[2]), None).await.expect("set back"), 1);
 }
 
 pub(crate) async fn owners_are_told_with_their_time(db: &impl Harness) {
