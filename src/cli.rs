@@ -6,6 +6,7 @@ mod extras;
 mod grants;
 mod healthcheck;
 mod keys;
+mod log_level;
 mod migrate;
 mod pause;
 mod replay_sent;
@@ -22,6 +23,7 @@ use crate::broker::amqp::AmqpOptions;
 use crate::config::{self, Config, Loaded};
 use crate::relay;
 use crate::store::StoreOptions;
+use crate::telemetry::LogLevels;
 
 /// With the commit that the program is built from (see `deploy/build.rs`).
 const VERSION: &str = env!("OUTBOX_RELAY_VERSION");
@@ -91,6 +93,8 @@ enum Command {
         #[arg(long)]
         ready: bool,
     },
+    /// Show or change the log levels of the relay that runs here
+    LogLevel(log_level::LogLevel),
     /// Write a shell's completions to standard output
     Completions {
         /// For this shell
@@ -111,6 +115,7 @@ impl Command {
             Command::DeadLetters(command) => command.check(),
             Command::Keys(command) => command.check(),
             Command::ReplaySent(args) => args.check(),
+            Command::LogLevel(args) => args.check(),
             _ => Ok(()),
         }
     }
@@ -141,7 +146,7 @@ pub fn main() -> ExitCode {
         Ok(loaded) => loaded,
         Err(errors) => return bad_configuration(&errors.to_string()),
     };
-    crate::telemetry::init(&loaded.config);
+    let levels = crate::telemetry::init(&loaded.config);
     for warning in &loaded.warnings {
         tracing::warn!("{warning}");
     }
@@ -151,7 +156,7 @@ pub fn main() -> ExitCode {
         .build();
     let result = match runtime {
         Ok(runtime) => {
-            let result = runtime.block_on(execute(cli.command, loaded));
+            let result = runtime.block_on(execute(cli.command, loaded, levels));
             // Without waiting for name look-ups that hang.
             runtime.shutdown_background();
             result
@@ -172,10 +177,10 @@ fn bad_configuration(problems: &str) -> ExitCode {
     ExitCode::from(BAD_CONFIGURATION)
 }
 
-async fn execute(command: Command, loaded: Loaded) -> anyhow::Result<ExitCode> {
+async fn execute(command: Command, loaded: Loaded, levels: LogLevels) -> anyhow::Result<ExitCode> {
     let Loaded { config, warnings } = loaded;
     match command {
-        Command::Run => run::run(config).await,
+        Command::Run => run::run(config, levels).await,
         Command::Migrate {
             print_grants: Some(role),
             ..
@@ -190,6 +195,7 @@ async fn execute(command: Command, loaded: Loaded) -> anyhow::Result<ExitCode> {
         Command::Resume { exchange } => pause::resume(&config, exchange.as_deref()).await,
         // Done before the configuration was read.
         Command::Completions { .. } | Command::Man { .. } => Ok(ExitCode::SUCCESS),
+        Command::LogLevel(args) => log_level::log_level(&config, &args).await,
         Command::Healthcheck { ready } => healthcheck::healthcheck(&config, ready).await,
     }
 }

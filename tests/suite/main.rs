@@ -58,6 +58,7 @@ mod existing_tables;
 mod faults;
 mod keys;
 mod lifecycle;
+mod log_level;
 mod main_job;
 mod mariadb;
 mod operator;
