@@ -1,4 +1,4 @@
-//! The HTTP endpoints: metrics, health and status. They only tell; what changes something stands behind [`guard`].
+//! The HTTP endpoints: metrics, health and status, and the log levels. What changes something stands behind [`guard`].
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -7,22 +7,28 @@ use std::time::{Duration, Instant};
 use axum::Router;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
+use axum::middleware;
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
+use axum::routing::{get, put};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::sync::Mutex;
 
-use crate::config::Identity;
+use crate::config::{Identity, Secret, log_directives};
 use crate::health::Health;
 use crate::metrics::Metrics;
 use crate::status::{self, Status};
+use crate::telemetry::LogLevels;
 
 pub mod guard;
 mod server;
 
+use guard::Guard;
+
 /// Whoever asks more often gets the last report: asking must not cost the database more.
 const REPORT_AGE: Duration = Duration::from_secs(2);
+
+const BAD_SPAN: &str = "`for` must be a duration with a unit: `90s`, `10m`";
 
 const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
@@ -35,6 +41,10 @@ pub struct Admin {
     pub metrics: Arc<Metrics>,
     /// The report on the outbox.
     pub status: Arc<StatusPage>,
+    /// The log's levels, which can be changed.
+    pub levels: LogLevels,
+    /// What a request that changes something must show; without one only this machine's own programs may.
+    pub token: Option<Secret>,
 }
 
 /// The report, made by one caller at a time, and kept for a moment.
@@ -83,7 +93,16 @@ pub async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
 
 /// Serves until the task is dropped; over TLS, and nothing else, where there is an identity.
 pub async fn serve(listener: TcpListener, admin: Admin, identity: Option<Identity>) {
+    let guard = Guard {
+        token: admin.token.clone(),
+        loopback_without_token: true,
+    };
+    let changing = Router::new()
+        .route("/log", put(set_levels))
+        .route_layer(middleware::from_fn_with_state(guard, guard::guarded));
     let router = Router::new()
+        .route("/log", get(levels))
+        .merge(changing)
         .route("/metrics", get(metrics))
         .route("/livez", get(livez))
         .route("/startupz", get(startupz))
@@ -129,6 +148,53 @@ async fn report(State(admin): State<Admin>) -> Response {
 /// Only what the relay knows of itself: answered at once, whatever state the database is in.
 async fn relay(State(admin): State<Admin>) -> Response {
     answer(true, status::relay(&admin.health, &admin.metrics))
+}
+
+async fn levels(State(admin): State<Admin>) -> Response {
+    answer(true, in_force(&admin.levels))
+}
+
+/// `{"levels": "info,outbox_relay=debug", "for": "10m"}`; without `for` until the relay ends.
+async fn set_levels(State(admin): State<Admin>, body: String) -> Response {
+    match asked_levels(&body) {
+        Ok((levels, span)) => {
+            admin.levels.set(&levels, span);
+            answer(true, in_force(&admin.levels))
+        }
+        Err(problem) => {
+            let body = json!({ "error": problem }).to_string();
+            (
+                StatusCode::BAD_REQUEST,
+                [(header::CONTENT_TYPE, "application/json")],
+                body,
+            )
+                .into_response()
+        }
+    }
+}
+
+fn asked_levels(body: &str) -> Result<(String, Option<Duration>), String> {
+    let asked: Value = serde_json::from_str(body)
+        .map_err(|_| r#"a JSON object is needed: {"levels": "debug", "for": "10m"}"#.to_owned())?;
+    let levels = asked["levels"]
+        .as_str()
+        .ok_or("`levels` is missing: `debug`, or as RELAY_LOG is written")?;
+    let levels = log_directives(levels).map_err(|problem| format!("`levels`: {problem}"))?;
+    let span = match &asked["for"] {
+        Value::Null => None,
+        Value::String(span) => Some(humantime::parse_duration(span).map_err(|_| BAD_SPAN)?),
+        _ => return Err(BAD_SPAN.to_owned()),
+    };
+    Ok((levels, span))
+}
+
+fn in_force(levels: &LogLevels) -> Value {
+    let in_force = levels.in_force();
+    json!({
+        "levels": in_force.levels,
+        "ends_in_seconds": in_force.ends_in.map(|span| span.as_secs()),
+        "at_start": in_force.at_start,
+    })
 }
 
 fn part(state: Result<(), String>) -> Value {

@@ -5,10 +5,14 @@ mod dead_letters;
 mod extras;
 mod grants;
 mod healthcheck;
+mod keys;
+mod log_level;
 mod migrate;
 mod pause;
+mod replay_sent;
 mod run;
 mod status;
+mod text;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -19,6 +23,7 @@ use crate::broker::amqp::AmqpOptions;
 use crate::config::{self, Config, Loaded};
 use crate::relay;
 use crate::store::StoreOptions;
+use crate::telemetry::LogLevels;
 
 /// With the commit that the program is built from (see `deploy/build.rs`).
 const VERSION: &str = env!("OUTBOX_RELAY_VERSION");
@@ -57,6 +62,16 @@ enum Command {
     /// List, show, replay and discard dead letters
     #[command(subcommand)]
     DeadLetters(dead_letters::DeadLetters),
+    /// List the ordering keys that cannot go on, and release them
+    #[command(subcommand)]
+    Keys(keys::Keys),
+    /// Publish sent rows again, for a consumer that lost what it had
+    ///
+    /// They keep their message_id: what a consumer has noted it will drop. Every queue that is bound gets them, not only that of
+    /// one consumer. Rows are there for RELAY_OUTBOX_RETENTION, and not at all with RELAY_OUTBOX_ON_SENT=delete. Within a key they
+    /// go by their ids as far as a running relay finds them together; to be sure of the order, pause the exchange before and
+    /// resume it afterwards.
+    ReplaySent(replay_sent::ReplaySent),
     /// Publish nothing, or nothing to an exchange, until `resume`; kept in the database, for all relays of the table
     Pause {
         /// Only this exchange; empty: the default exchange
@@ -78,6 +93,8 @@ enum Command {
         #[arg(long)]
         ready: bool,
     },
+    /// Show or change the log levels of the relay that runs here
+    LogLevel(log_level::LogLevel),
     /// Write a shell's completions to standard output
     Completions {
         /// For this shell
@@ -89,6 +106,19 @@ enum Command {
         #[arg(long, value_name = "FOLDER")]
         dir: Option<PathBuf>,
     },
+}
+
+impl Command {
+    /// What can be said of the arguments without looking at anything.
+    fn check(&self) -> Result<(), String> {
+        match self {
+            Command::DeadLetters(command) => command.check(),
+            Command::Keys(command) => command.check(),
+            Command::ReplaySent(args) => args.check(),
+            Command::LogLevel(args) => args.check(),
+            _ => Ok(()),
+        }
+    }
 }
 
 /// Runs the program; the exit code is 0, 1, or 64 for bad configuration.
@@ -108,23 +138,21 @@ fn run_to_end() -> ExitCode {
             return ExitCode::from(code);
         }
     };
-    // What needs no configuration, and what can be said of the arguments without it.
+    // What needs no configuration.
     match &cli.command {
         Command::Completions { shell } => return extras::completions::<Cli>(*shell),
         Command::Man { dir } => return extras::man::<Cli>(dir.as_deref()),
-        Command::DeadLetters(command) => {
-            if let Err(problem) = command.check() {
-                eprintln!("outbox-relay: {problem}");
-                return ExitCode::from(BAD_CONFIGURATION);
-            }
-        }
         _ => {}
+    }
+    if let Err(problem) = cli.command.check() {
+        eprintln!("outbox-relay: {problem}");
+        return ExitCode::from(BAD_CONFIGURATION);
     }
     let loaded = match config::load_from_process() {
         Ok(loaded) => loaded,
         Err(errors) => return bad_configuration(&errors.to_string()),
     };
-    crate::telemetry::init(&loaded.config);
+    let levels = crate::telemetry::init(&loaded.config);
     for warning in &loaded.warnings {
         tracing::warn!("{warning}");
     }
@@ -134,7 +162,7 @@ fn run_to_end() -> ExitCode {
         .build();
     let result = match runtime {
         Ok(runtime) => {
-            let result = runtime.block_on(execute(cli.command, loaded));
+            let result = runtime.block_on(execute(cli.command, loaded, levels));
             // Without waiting for name look-ups that hang.
             runtime.shutdown_background();
             result
@@ -155,10 +183,10 @@ fn bad_configuration(problems: &str) -> ExitCode {
     ExitCode::from(BAD_CONFIGURATION)
 }
 
-async fn execute(command: Command, loaded: Loaded) -> anyhow::Result<ExitCode> {
+async fn execute(command: Command, loaded: Loaded, levels: LogLevels) -> anyhow::Result<ExitCode> {
     let Loaded { config, warnings } = loaded;
     match command {
-        Command::Run => run::run(config).await,
+        Command::Run => run::run(config, levels).await,
         Command::Migrate {
             print_grants: Some(role),
             ..
@@ -167,10 +195,13 @@ async fn execute(command: Command, loaded: Loaded) -> anyhow::Result<ExitCode> {
         Command::Check => Ok(check::check(&config, &warnings).await),
         Command::Status(args) => status::status(config, &args).await,
         Command::DeadLetters(command) => dead_letters::dead_letters(config, command).await,
+        Command::ReplaySent(args) => replay_sent::replay_sent(&config, args).await,
+        Command::Keys(command) => keys::keys(&config, command).await,
         Command::Pause { exchange, reason } => pause::pause(&config, exchange.as_deref(), &reason).await,
         Command::Resume { exchange } => pause::resume(&config, exchange.as_deref()).await,
         // Done before the configuration was read.
         Command::Completions { .. } | Command::Man { .. } => Ok(ExitCode::SUCCESS),
+        Command::LogLevel(args) => log_level::log_level(&config, &args).await,
         Command::Healthcheck { ready } => healthcheck::healthcheck(&config, ready).await,
     }
 }

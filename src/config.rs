@@ -29,6 +29,7 @@ mod variables;
 pub use cloudevents::{Attribute, CloudEvents, ContentMode, bad_attribute, bad_attribute_name};
 pub use findings::{ConfigErrors, Problem};
 pub use mapping::{ColumnName, Field, HEADER_COLUMNS, HeaderTemplate, Mapping, Origin};
+pub use parse::log_directives;
 pub use secret::{Secret, broker_urls_now, check_token, database_url_now, redacted_url};
 pub use table_name::{TableName, TableNameError};
 pub use template::Piece;

@@ -99,7 +99,8 @@
 //! *The sweep* is the truth: every `RELAY_POLL_SWEEP_INTERVAL` all unsent rows below the cursor are walked, ids and
 //! keys only. Whatever became of the ids (a jump of the sequence, a restored backup, a row replayed by hand, a run of
 //! more than 10,000 missing ids, which is not watched), no unsent row is missed for longer than a sweep. The same walk
-//! brings back the rows of a key that were left in the table.
+//! brings back the rows of a key that were left in the table. After it, rows that their keys wait for are
+//! read again from the table, so that a person can make them due, or take them away ([`relay::dispatch::Dispatcher::look_again`]).
 //!
 //! *The wake-up* ([`store::Wakeups`], PostgreSQL, optional) only shortens the pause before the next poll: nothing depends on it.
 //!

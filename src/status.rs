@@ -3,16 +3,20 @@
 //! Every question to the database has a bound on the rows it looks at ([`crate::store::BACKLOG_CAP`] and others); a
 //! count that stopped there is marked `at_least`.
 
+pub mod blocked;
+
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use serde_json::{Map, Value, json};
 
-use crate::config::{Config, OnDeadLetter, Ordering, redacted_url};
+use crate::config::{Config, redacted_url};
 use crate::health::Health;
 use crate::metrics::Metrics;
 use crate::store::operator::{DEAD_REASONS_CAP, Database, Operator, Ownership};
 use crate::store::{Backlog, Pause, StoreError};
+
+use blocked::BlockedKey;
 
 /// Blocked keys that are listed.
 const KEYS: u32 = 100;
@@ -121,41 +125,13 @@ impl Status {
 
     /// Keys that wait for a row's time, and with `block` those behind a dead letter.
     async fn blocked_keys(&self) -> Value {
-        match self.find_blocked_keys().await {
-            Ok((mut keys, more)) => {
-                keys.sort_by_key(|key| key["row"].as_i64());
+        match blocked::blocked_keys(&*self.operator, &self.config, None, KEYS).await {
+            Ok((keys, more)) => {
+                let keys: Vec<Value> = keys.iter().map(BlockedKey::json).collect();
                 json!({ "ok": true, "keys": keys, "more": more })
             }
             Err(error) => missing(&error),
         }
-    }
-
-    async fn find_blocked_keys(&self) -> Result<(Vec<Value>, bool), StoreError> {
-        if self.config.ordering == Ordering::None {
-            return Ok((Vec::new(), false));
-        }
-        let waiting = self.operator.waiting_keys(KEYS).await?;
-        let mut more = waiting.len() == KEYS as usize;
-        let mut keys: Vec<Value> = waiting
-            .into_iter()
-            .map(|waiting| {
-                json!({
-                    "key": waiting.key.as_str(),
-                    "row": waiting.row.0,
-                    "why": if waiting.attempts > 0 { "retry" } else { "delayed" },
-                    "attempts": waiting.attempts,
-                    "due_in_seconds": seconds(waiting.due_in),
-                    "last_error": waiting.last_error,
-                })
-            })
-            .collect();
-        if self.config.on_dead_letter == OnDeadLetter::Block {
-            let dead = self.operator.dead_keys(KEYS).await?;
-            more |= dead.len() == KEYS as usize;
-            let one = |(key, row): (crate::message::OrderingKey, crate::message::RowId)| json!({ "key": key.as_str(), "row": row.0, "why": "dead_letter" });
-            keys.extend(dead.into_iter().map(one));
-        }
-        Ok((keys, more))
     }
 
     async fn owners(&self) -> Value {
@@ -215,12 +191,11 @@ impl Status {
 /// What people have paused, for people; `exchange` is null where it is everything.
 pub fn pauses(pauses: &[Pause]) -> Value {
     let pauses = pauses.iter().map(|pause| {
-        let at = Duration::from_secs(pause.at.clamp(0.0, 253_402_300_799.0) as u64);
         json!({
             "exchange": pause.exchange,
             "by": pause.by,
             "reason": pause.reason,
-            "since": time(SystemTime::UNIX_EPOCH + at),
+            "since": time(unix(pause.at)),
         })
     });
     pauses.collect()
@@ -266,6 +241,11 @@ fn rounded(number: f64) -> f64 {
 
 fn time(time: SystemTime) -> String {
     humantime::format_rfc3339_seconds(time).to_string()
+}
+
+/// Seconds since 1970 as a time; nothing beyond the year 9999.
+fn unix(seconds: f64) -> SystemTime {
+    SystemTime::UNIX_EPOCH + Duration::from_secs(seconds.clamp(0.0, 253_402_300_799.0) as u64)
 }
 
 /// This machine's clock, in seconds since 1970.

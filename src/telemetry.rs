@@ -3,17 +3,93 @@
 use std::any::Any;
 use std::io::{self, IsTerminal as _};
 use std::panic::PanicHookInfo;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use tracing::level_filters::LevelFilter;
-use tracing_subscriber::{Registry, filter::Targets, fmt, layer::SubscriberExt as _, util::SubscriberInitExt as _};
+use tracing::{info, warn};
+use tracing_subscriber::{
+    Registry, filter::Targets, fmt, layer::SubscriberExt as _, reload, util::SubscriberInitExt as _,
+};
 
 use crate::config::{Config, LogFormat};
 
-/// Starts logging for the whole process. A second call changes nothing.
+/// The levels in force, which can be changed while the process runs.
+#[derive(Clone)]
+pub struct LogLevels {
+    filter: reload::Handle<Targets, Registry>,
+    /// `RELAY_LOG`.
+    at_start: String,
+    state: Arc<Mutex<State>>,
+}
+
+struct State {
+    now: String,
+    /// When those of the start come back.
+    until: Option<Instant>,
+    /// Counts the changes: of several with an end only the last one's counts.
+    changes: u64,
+}
+
+/// What is in force.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct InForce {
+    /// As `RELAY_LOG` is written.
+    pub levels: String,
+    /// How long yet, if not until the process ends.
+    pub ends_in: Option<Duration>,
+    /// What comes then.
+    pub at_start: String,
+}
+
+impl LogLevels {
+    /// What is in force now.
+    pub fn in_force(&self) -> InForce {
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        InForce {
+            levels: state.now.clone(),
+            ends_in: state.until.map(|until| until.saturating_duration_since(Instant::now())),
+            at_start: self.at_start.clone(),
+        }
+    }
+
+    /// Sets the levels, for a time or until the process ends. `directives` have been checked as `RELAY_LOG` is.
+    pub fn set(&self, directives: &str, span: Option<Duration>) {
+        // Said by the old levels: by the new ones it might not be heard.
+        warn!(levels = directives, ?span, "the log levels are changed");
+        let change = self.apply(directives, span);
+        if let Some(span) = span {
+            let levels = self.clone();
+            tokio::spawn(async move {
+                tokio::time::sleep(span).await;
+                levels.end(change);
+            });
+        }
+    }
+
+    fn end(&self, change: u64) {
+        if self.state.lock().unwrap_or_else(PoisonError::into_inner).changes == change {
+            self.apply(&self.at_start, None);
+            info!(levels = self.at_start, "the log levels are those of RELAY_LOG again");
+        }
+    }
+
+    fn apply(&self, directives: &str, span: Option<Duration>) -> u64 {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        // It fails only when logging itself is gone.
+        let _ = self.filter.reload(filter(directives));
+        state.now = directives.to_owned();
+        state.until = span.and_then(|span| Instant::now().checked_add(span));
+        state.changes += 1;
+        state.changes
+    }
+}
+
+/// Starts logging for the whole process. A second call changes nothing that is logged.
 ///
 /// Text is coloured on a terminal unless `NO_COLOR` is set. JSON has one object per line with
 /// `timestamp` (RFC 3339, UTC), `level`, `target`, `message` and the event's fields beside them.
-pub fn init(config: &Config) {
+pub fn init(config: &Config) -> LogLevels {
     let terminal = io::stderr().is_terminal();
     let json = match config.log_format {
         LogFormat::Auto => !terminal,
@@ -23,7 +99,8 @@ pub fn init(config: &Config) {
     // A failed write to standard error must not be reported on standard error: that panics.
     let lines = fmt::layer().with_writer(io::stderr).log_internal_errors(false);
     let lines = if terminal { lines } else { lines.with_ansi(false) };
-    let registry = Registry::default().with(filter(&config.log));
+    let (filter, handle) = reload::Layer::new(filter(&config.log));
+    let registry = Registry::default().with(filter);
     // An error means that logging has started already, which is what was asked for.
     let _ = if json {
         registry
@@ -32,6 +109,15 @@ pub fn init(config: &Config) {
     } else {
         registry.with(lines).try_init()
     };
+    LogLevels {
+        filter: handle,
+        at_start: config.log.clone(),
+        state: Arc::new(Mutex::new(State {
+            now: config.log.clone(),
+            until: None,
+            changes: 0,
+        })),
+    }
 }
 
 /// Makes a panic one line of the log (before there is one: of standard error) that tells where it was. What it was is told

@@ -17,6 +17,9 @@ use crate::store::{self, Operator};
 
 use change::ChangeArgs;
 
+/// Another writer was in the way: tried again so often.
+pub(super) const CONFLICTS: u32 = 10;
+
 #[derive(Subcommand)]
 pub(super) enum DeadLetters {
     /// List dead letters, the lowest id first

@@ -30,9 +30,32 @@ pub(super) async fn healthcheck(config: &Config, ready: bool) -> anyhow::Result<
 /// # Errors
 /// When nothing answers within `timeout`, or what answers is no HTTP server.
 pub(super) async fn ask(config: &Config, path: &str, timeout: Duration) -> anyhow::Result<(u16, String)> {
+    send(config, &format!("GET {path} HTTP/1.0\r\nHost: relay\r\n\r\n"), timeout).await
+}
+
+/// Has the relay that listens here change something: status code and body. The token is sent if there is one.
+///
+/// # Errors
+/// As for [`ask`], or when the token's file cannot be used.
+pub(super) async fn put(config: &Config, path: &str, body: &str, timeout: Duration) -> anyhow::Result<(u16, String)> {
+    let token = match &config.admin_token {
+        None => String::new(),
+        Some(token) => {
+            let token = token
+                .now()
+                .map_err(|problem| anyhow::anyhow!("RELAY_ADMIN_TOKEN_FILE: {problem}"))?;
+            format!("Authorization: Bearer {}\r\n", token.expose())
+        }
+    };
+    let length = body.len();
+    let request = format!("PUT {path} HTTP/1.0\r\nHost: relay\r\n{token}Content-Length: {length}\r\n\r\n{body}");
+    send(config, &request, timeout).await
+}
+
+async fn send(config: &Config, request: &str, timeout: Duration) -> anyhow::Result<(u16, String)> {
     let address = reachable(config.admin_listen);
     let identity = config.admin_identity.as_ref();
-    let answer = tokio::time::timeout(timeout, get(address, identity, path))
+    let answer = tokio::time::timeout(timeout, talk(address, identity, request))
         .await
         .with_context(|| format!("no answer from {address} within {timeout:?}"))??;
     let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
@@ -51,19 +74,19 @@ fn reachable(listen: SocketAddr) -> SocketAddr {
 }
 
 /// HTTP/1.0: the answer ends with the connection, so no client library is needed for one request.
-async fn get(address: SocketAddr, identity: Option<&Identity>, path: &str) -> anyhow::Result<String> {
+async fn talk(address: SocketAddr, identity: Option<&Identity>, request: &str) -> anyhow::Result<String> {
     let stream = TcpStream::connect(address)
         .await
         .with_context(|| format!("no relay answers on {address} (RELAY_ADMIN_LISTEN)"))?;
     let answer = match identity {
-        None => exchange(stream, path).await?,
+        None => exchange(stream, request).await?,
         Some(identity) => {
             let client = tls::client_of(identity).map_err(anyhow::Error::msg)?;
             let connector = TlsConnector::from(Arc::new(client));
             let stream = connector.connect(address.ip().into(), stream).await.with_context(|| {
                 format!("{address} is not served with the certificate of RELAY_ADMIN_TLS_CERT_FILE")
             })?;
-            exchange(stream, path).await?
+            exchange(stream, request).await?
         }
     };
     if !answer.starts_with("HTTP/") {
@@ -72,8 +95,7 @@ async fn get(address: SocketAddr, identity: Option<&Identity>, path: &str) -> an
     Ok(answer)
 }
 
-async fn exchange(mut stream: impl AsyncRead + AsyncWrite + Unpin, path: &str) -> io::Result<String> {
-    let request = format!("GET {path} HTTP/1.0\r\nHost: relay\r\n\r\n");
+async fn exchange(mut stream: impl AsyncRead + AsyncWrite + Unpin, request: &str) -> io::Result<String> {
     stream.write_all(request.as_bytes()).await?;
     stream.flush().await?;
     let mut answer = Vec::new();

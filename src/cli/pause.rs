@@ -76,7 +76,7 @@ fn what(exchange: Option<&str>) -> anyhow::Result<String> {
 }
 
 /// The person as the system knows them, and the machine.
-fn who() -> String {
+pub(super) fn who() -> String {
     let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     format!(
         "{}@{}",

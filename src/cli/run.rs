@@ -16,8 +16,9 @@ use crate::relay::{self, Ended, Parts, Stop};
 use crate::status::Status;
 use crate::store;
 use crate::systemd;
+use crate::telemetry::LogLevels;
 
-pub(super) async fn run(config: Config) -> anyhow::Result<ExitCode> {
+pub(super) async fn run(config: Config, levels: LogLevels) -> anyhow::Result<ExitCode> {
     // Signals first: one that comes during the start must not kill the process half way.
     let stop = signals()?;
     let metrics = Arc::new(Metrics::new());
@@ -39,6 +40,8 @@ pub(super) async fn run(config: Config) -> anyhow::Result<ExitCode> {
             health: health.clone(),
             metrics: metrics.clone(),
             status: Arc::new(StatusPage::new(Status::new(store.clone(), config.clone()))),
+            levels,
+            token: config.admin_token.clone(),
         },
         config.admin_identity.clone(),
     ));

@@ -293,7 +293,10 @@ pub(super) fn either(words: &[String]) -> String {
 /// Checks a list of levels: `info`, or `info,outbox_relay=debug`.
 ///
 /// A bare word must be a level. The filter would take `inof` for a module and log nothing.
-pub(super) fn log_directives(text: &str) -> Result<String, String> {
+///
+/// # Errors
+/// A sentence about the entry that is none, to follow the variable's name.
+pub fn log_directives(text: &str) -> Result<String, String> {
     const LEVELS: &[&str] = &["off", "error", "warn", "info", "debug", "trace"];
     let is_level = |word: &str| LEVELS.contains(&word);
     let is_module =

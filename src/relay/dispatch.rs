@@ -146,6 +146,8 @@ enum State {
     },
     Backoff {
         until: Time,
+        /// The table says so, too.
+        noted: bool,
     },
     /// Kept only until the read under way has ended.
     Done,

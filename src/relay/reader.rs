@@ -441,6 +441,7 @@ impl Plan {
             if complete && got == to {
                 self.sweep = None;
                 self.sweeps_done += 1;
+                dispatcher.look_again();
                 self.sweep_at = now + self.poll.sweep_interval;
                 self.dead_keys_due = self.watch_dead_keys;
             }

@@ -30,9 +30,13 @@ pub trait Operator: Store {
     /// Dead letters by the reason their `last_error` begins with ([`OTHER_REASON`] for any other text), up to [`DEAD_REASONS_CAP`] rows.
     async fn dead_reasons(&self) -> Result<Vec<(String, u64)>, StoreError>;
 
-    /// Up to `limit` keys that wait for a row which is not due, each with the lowest such row; of the first [`WAITING_SCAN`]
-    /// unsent rows.
-    async fn waiting_keys(&self, limit: u32) -> Result<Vec<WaitingKey>, StoreError>;
+    /// Up to `limit` keys (or only `key`) that wait for a row which is not due, each with the lowest such row; of the first
+    /// [`WAITING_SCAN`] unsent rows.
+    async fn waiting_keys(&self, key: Option<&str>, limit: u32) -> Result<Vec<WaitingKey>, StoreError>;
+
+    /// How many unsent rows each of these keys has, given up ones not counted; of the first [`WAITING_SCAN`] unsent rows. A
+    /// key without any is left out.
+    async fn rows_of_keys(&self, keys: &[&str]) -> Result<Vec<(String, u64)>, StoreError>;
 
     /// Where the first [`WAITING_SCAN`] unsent rows go, up to `limit` different places, those of most rows first.
     async fn routes(&self, limit: u32) -> Result<Vec<Route>, StoreError>;
@@ -43,12 +47,22 @@ pub trait Operator: Store {
     /// The body of a dead letter as stored; `None`: no such dead letter.
     async fn dead_payload(&self, id: RowId) -> Result<Option<Vec<u8>>, StoreError>;
 
-    /// Makes dead letters unsent rows again, with no attempts counted and due at once. Returns how many of `ids` still were
-    /// dead letters: of two callers at once only one has each.
-    async fn replay(&self, ids: &[RowId]) -> Result<u64, StoreError>;
+    /// Makes refused rows unsent rows like any other, with no attempts counted and due at once. Returns how many of `ids` still
+    /// were such: of two callers at once only one has each.
+    async fn replay(&self, ids: &[RowId], which: Refused) -> Result<u64, StoreError>;
 
-    /// Deletes dead letters. Returns how many of `ids` still were.
-    async fn discard(&self, ids: &[RowId]) -> Result<u64, StoreError>;
+    /// Deletes refused rows. Returns how many of `ids` still were such.
+    async fn discard(&self, ids: &[RowId], which: Refused) -> Result<u64, StoreError>;
+
+    /// What tells that a row was sent.
+    async fn sent_mark(&self) -> Result<SentMark, StoreError>;
+
+    /// Looks at up to `window` rows above `after`, in `id` order, for sent ones that are wanted.
+    async fn sent_rows(&self, wanted: &SentFilter, after: RowId, window: u32) -> Result<Vec<SentRow>, StoreError>;
+
+    /// Makes sent rows unsent again, with no attempts counted. Returns how many of `ids` were marked before `until` (seconds since
+    /// 1970; `None`: whenever) and still are: a row that was sent again meanwhile is left alone.
+    async fn replay_sent(&self, ids: &[RowId], until: Option<f64>) -> Result<u64, StoreError>;
 
     /// Takes leases as a relay would, in a transaction that is rolled back: fails where a relay would.
     async fn try_lease(&self, partitions: u16) -> Result<(), StoreError>;
@@ -72,6 +86,58 @@ pub trait Operator: Store {
 
     /// What makes the table slow in the long run.
     async fn upkeep(&self) -> Result<Upkeep, StoreError>;
+}
+
+/// What became of a row that the broker refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refused {
+    /// It was given up: a dead letter.
+    GivenUp,
+    /// It is unsent, and tried again at a time that has not come.
+    Waiting,
+}
+
+/// What tells that a row was sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SentMark {
+    /// The time when it was.
+    Time,
+    /// A boolean.
+    Flag,
+    /// Nothing: it is deleted.
+    Deleted,
+    /// There is a mark, but the number that the relay gave the row is gone with it.
+    Numbered,
+}
+
+/// Which sent rows; everything that is given must hold.
+#[derive(Debug, Clone, Default)]
+pub struct SentFilter {
+    /// One of these; empty: any.
+    pub ids: Vec<RowId>,
+    /// Sent at this time or later, in seconds since 1970 by the database's clock. Only where the mark is a time.
+    pub since: Option<f64>,
+    /// Sent before this time; likewise.
+    pub until: Option<f64>,
+    /// The exchange it went to.
+    pub exchange: Option<String>,
+    /// The exchange of rows that name none.
+    pub default_exchange: String,
+    /// The routing key.
+    pub routing_key: Option<String>,
+    /// The ordering key.
+    pub key: Option<String>,
+}
+
+/// A row that was looked at.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SentRow {
+    /// Position in the outbox.
+    pub id: RowId,
+    /// Sent, and all that the filter says.
+    pub wanted: bool,
+    /// It has an ordering key.
+    pub keyed: bool,
 }
 
 /// A database server or file.
@@ -133,6 +199,8 @@ pub struct WaitingKey {
     pub due_in: Duration,
     /// Reason of the last refusal.
     pub last_error: Option<String>,
+    /// Since it was created; `None`: the table does not say.
+    pub age: Option<Duration>,
 }
 
 /// Where rows go.

@@ -3,6 +3,7 @@
 use super::columns::Column;
 use super::layout::Layout;
 use super::migrate::literal;
+use super::operator::{Refused, SentMark};
 use super::source::{Dialect, failures_table, positions_table, unsent};
 use crate::config::TableName;
 
@@ -90,6 +91,52 @@ impl Target {
             Some(positions) => format!(
                 "EXISTS (SELECT 1 FROM {positions} AS p JOIN {table} AS o ON o.{key} = {key_there}
                          WHERE p.outbox = {outbox} AND p.position = {id}{unsent})"
+            ),
+        }
+    }
+
+    /// What tells that a row was sent.
+    pub(super) fn mark(&self) -> SentMark {
+        match (&self.positions, &self.sent) {
+            (_, None) => SentMark::Deleted,
+            (Some(_), _) => SentMark::Numbered,
+            (None, Some(_)) if self.sent_is_flag => SentMark::Flag,
+            (None, Some(_)) => SentMark::Time,
+        }
+    }
+
+    /// What is set of a sent row so that it is unsent again. `of` stands before each column; `unset`: a flag that is not set.
+    pub(super) fn unsend(&self, of: &str, unset: &str) -> String {
+        let unset = if self.sent_is_flag { unset } else { "NULL" };
+        let mark = self.sent.iter().map(|sent| format!("{of}{sent} = {unset}"));
+        let columns = self.bookkeeping.iter();
+        let columns = columns.map(|[attempts, next, _, _]| format!("{of}{attempts} = 0, {of}{next} = NULL"));
+        mark.chain(columns).collect::<Vec<_>>().join(", ")
+    }
+
+    /// That a row, named `o`, was refused, by its own columns. `later`: SQL for a time that has not come. One that has come may
+    /// be on its way to the broker.
+    pub(super) fn refused(
+        [attempts, next, _, dead]: &[String; 4],
+        which: Refused,
+        later: fn(&str) -> String,
+    ) -> String {
+        match which {
+            Refused::GivenUp => format!("o.{dead} IS NOT NULL"),
+            Refused::Waiting => format!(
+                "o.{dead} IS NULL AND o.{attempts} > 0 AND {}",
+                later(&format!("o.{next}"))
+            ),
+        }
+    }
+
+    /// The same of a row `b` in the relay's own table of refusals.
+    pub(super) fn refused_there(which: Refused, later: fn(&str) -> String) -> String {
+        match which {
+            Refused::GivenUp => "b.dead_at IS NOT NULL".to_owned(),
+            Refused::Waiting => format!(
+                "b.dead_at IS NULL AND b.attempts > 0 AND {}",
+                later("b.next_attempt_at")
             ),
         }
     }

@@ -81,6 +81,8 @@ conformance! {
         dead_letters_are_listed_by_filter
         dead_letters_are_replayed_and_discarded_once
         waiting_keys_name_the_row_they_wait_for
+        a_row_that_waits_is_released_once
+        sent_rows_are_unsent_again_once
         owners_are_told_with_their_time
         upkeep_misses_an_index_that_is_gone;
 }

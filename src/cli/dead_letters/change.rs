@@ -10,17 +10,15 @@ use clap::Args;
 use serde_json::json;
 use tracing::{info, warn};
 
-use super::Which;
+use super::{CONFLICTS, Which};
+use crate::cli::pause::who;
 use crate::config::Config;
 use crate::message::RowId;
-use crate::store::operator::{DeadFilter, DeadLetter};
+use crate::store::operator::{DeadFilter, DeadLetter, Refused};
 use crate::store::{Operator, StoreError};
 
 /// Rows changed with one statement; the log line of each batch names them.
 const BATCH: u32 = 200;
-
-/// Another writer was in the way: tried again so often.
-const CONFLICTS: u32 = 10;
 
 #[derive(Args)]
 pub(in crate::cli) struct ChangeArgs {
@@ -187,8 +185,8 @@ impl Work<'_> {
         let mut tries = 0;
         let changed = loop {
             let result = match self.what {
-                What::Replay => self.operator.replay(&ids).await,
-                What::Discard => self.operator.discard(&ids).await,
+                What::Replay => self.operator.replay(&ids, Refused::GivenUp).await,
+                What::Discard => self.operator.discard(&ids, Refused::GivenUp).await,
             };
             match result {
                 Err(error) if error.is_conflict() && tries < CONFLICTS => tries += 1,
@@ -196,10 +194,11 @@ impl Work<'_> {
             }
         };
         let rows: Vec<i64> = ids.iter().map(|id| id.0).collect();
+        let by = who();
         match self.what {
-            What::Replay => info!(rows = ?rows, changed, "an operator replayed dead letters"),
+            What::Replay => info!(rows = ?rows, changed, by, "an operator replayed dead letters"),
             // What is gone is to be found in the log, whatever level is usual.
-            What::Discard => warn!(rows = ?rows, changed, "an operator discarded dead letters"),
+            What::Discard => warn!(rows = ?rows, changed, by, "an operator discarded dead letters"),
         }
         Ok(changed)
     }

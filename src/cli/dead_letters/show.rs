@@ -1,12 +1,12 @@
 //! Dead letters as text and JSON. Their bodies are shown only where they are asked for.
 
 use std::fmt::Write as _;
-use std::io::Write as _;
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime};
 
 use serde_json::{Value, json};
 
+use crate::cli::text::{plain, print};
 use crate::message::RowId;
 use crate::store::Operator;
 use crate::store::operator::{DeadFilter, DeadLetter};
@@ -146,23 +146,8 @@ fn table(letters: &[DeadLetter]) -> String {
     text
 }
 
-/// Without quotes; control characters, which could steer a terminal, are shown as what they are.
-fn plain(value: &Value) -> String {
-    match value {
-        Value::String(text) if text.chars().any(char::is_control) => text.escape_debug().to_string(),
-        Value::String(text) => text.clone(),
-        Value::Null => String::new(),
-        other => other.to_string(),
-    }
-}
-
 /// Seconds since 1970 as RFC 3339, to the second; nothing beyond the year 9999.
 fn time(seconds: f64) -> String {
     let span = Duration::from_secs(seconds.clamp(0.0, 253_402_300_799.0) as u64);
     humantime::format_rfc3339_seconds(SystemTime::UNIX_EPOCH + span).to_string()
-}
-
-/// A reader that went away, as `head` does, is no error.
-fn print(text: &str) {
-    let _ = std::io::stdout().write_all(text.as_bytes());
 }

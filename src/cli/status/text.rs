@@ -2,10 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::time::Duration;
 
 use anstyle::{AnsiColor, Style};
 use serde_json::Value;
+
+use crate::cli::text::{plain, span};
 
 const GOOD: Style = AnsiColor::Green.on_default();
 const BAD: Style = AnsiColor::Red.on_default().bold();
@@ -135,19 +136,26 @@ fn blocked_keys(value: &Value) -> String {
         let mut text = format!("{more}{}", keys.len());
         for key in keys {
             let why = match plain(&key["why"]).as_str() {
-                "dead_letter" => "a dead letter: replay or discard it".to_owned(),
+                "dead_letter" => format!("a dead letter since {}: {}", plain(&key["since"]), error(key)),
                 "delayed" => format!("due in {}", span(&key["due_in_seconds"])),
                 _ => format!(
                     "tried again in {}, refused {} times: {}",
                     span(&key["due_in_seconds"]),
                     key["attempts"],
-                    plain(&key["last_error"]).chars().take(ERROR_CHARS).collect::<String>()
+                    error(key)
                 ),
             };
             let _ = write!(text, "\n  {:?} waits for row {}, {why}", plain(&key["key"]), key["row"]);
         }
+        if !keys.is_empty() {
+            text.push_str("\n  `keys list` and `keys release` deal with them");
+        }
         text
     })
+}
+
+fn error(key: &Value) -> String {
+    plain(&key["last_error"]).chars().take(ERROR_CHARS).collect()
 }
 
 fn owners(value: &Value) -> String {
@@ -198,37 +206,10 @@ fn paused(value: &Value) -> String {
     })
 }
 
-/// Without quotes; control characters, which could steer a terminal, are shown as what they are.
-fn plain(value: &Value) -> String {
-    match value {
-        Value::String(text) if text.chars().any(char::is_control) => text.escape_debug().to_string(),
-        Value::String(text) => text.clone(),
-        Value::Null => String::new(),
-        other => other.to_string(),
-    }
-}
-
-/// Seconds as a person says them: two units at the most.
-fn span(seconds: &Value) -> String {
-    let seconds = seconds.as_f64().unwrap_or_default();
-    if seconds < 10.0 {
-        return format!("{seconds:.1}s");
-    }
-    let text = humantime::format_duration(Duration::from_secs(seconds as u64)).to_string();
-    text.split(' ').take(2).collect::<Vec<_>>().join(" ")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use serde_json::json;
-
-    #[test]
-    fn spans_are_short_and_terminals_are_not_steered() {
-        assert_eq!(span(&json!(0.04)), "0.0s");
-        assert_eq!(span(&json!(93_784)), "1day 2h");
-        assert_eq!(plain(&json!("a\u{1b}[2Jb")), "a\\u{1b}[2Jb");
-    }
 
     #[test]
     fn a_part_that_cannot_be_had_says_why() {

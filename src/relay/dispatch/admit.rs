@@ -14,6 +14,9 @@ use super::{Content, Dispatcher, Hashed, Row, State, Time, Turn, rests};
 /// Rows without a key that are due later than this are not remembered: a later sweep finds them again.
 const FORGET_AFTER: Duration = Duration::from_secs(60);
 
+/// Rows that wait for their time and are read again after a sweep: two pages of a scan.
+const LOOKED_AT_AGAIN: usize = 10_000;
+
 impl Dispatcher {
     /// How many more rows can be taken in now.
     pub fn room(&self) -> usize {
@@ -128,6 +131,28 @@ impl Dispatcher {
         }
     }
 
+    /// Everything unsent has been looked through. What a key waits for by the table's word is read from there again: a
+    /// person may have made it due, or taken it away. That is done for the lowest 10,000 rows; others wait for
+    /// their time as it was known.
+    pub fn look_again(&mut self) {
+        let noted = |row: &Row| row.key.is_some() && matches!(row.state, State::Backoff { noted: true, .. });
+        let noted = self.rows.iter().filter(|(_, row)| noted(row));
+        let mut noted: Vec<RowId> = noted.map(|(id, _)| *id).collect();
+        noted.sort_unstable();
+        noted.truncate(LOOKED_AT_AGAIN);
+        for id in &noted {
+            if let Some(key) = self.rows.get(id).and_then(|row| row.key.clone()) {
+                let behind = self.keys.read_again(&key, *id, |row| rests(&self.rows, row));
+                self.leave(behind);
+                self.abandon(*id);
+            }
+        }
+        if !noted.is_empty() {
+            let rows = &self.rows;
+            self.timers.retain(|Reverse((_, id))| rows.contains_key(id));
+        }
+    }
+
     /// The id from which rows of some flowing key were left in the table, if there is room for them now.
     pub fn refill_from(&self) -> Option<RowId> {
         if self.room() == 0 {
@@ -233,13 +258,13 @@ impl Dispatcher {
             row.state = State::Waiting;
             self.rows.insert(id, row);
             self.hold(id, key.as_ref());
-            self.back_off(id, now.saturating_add(due_in));
+            self.back_off(id, now.saturating_add(due_in), true);
         }
     }
 
-    /// `id` waits until this time. One without a key need not be remembered where there are too many: a sweep finds it
+    /// `id` waits until this time, which is in the table as well (`noted`) or only known here. One without a key need not be remembered where there are too many: a sweep finds it
     /// again.
-    pub(super) fn back_off(&mut self, id: RowId, until: Time) {
+    pub(super) fn back_off(&mut self, id: RowId, until: Time, noted: bool) {
         if self.goes_back(id) {
             return;
         }
@@ -250,7 +275,7 @@ impl Dispatcher {
         }
         self.drop_body(id);
         if let Some(row) = self.rows.get_mut(&id) {
-            row.state = State::Backoff { until };
+            row.state = State::Backoff { until, noted };
             self.stubs += 1;
             self.timers.push(Reverse((until, id)));
         }

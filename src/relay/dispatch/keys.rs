@@ -259,6 +259,15 @@ impl Keys {
         })
     }
 
+    /// The row that must wait is in the table only, and so are those behind it, which are returned.
+    pub(super) fn read_again(&mut self, key: &OrderingKey, id: RowId, rests: impl Fn(RowId) -> bool) -> Vec<RowId> {
+        self.change(key, |k| {
+            remove(&mut k.held, id);
+            k.leave_from(id);
+            take_behind(k, id, rests)
+        })
+    }
+
     /// The row is done with.
     pub(super) fn gone(&mut self, key: &OrderingKey, id: RowId) {
         self.change(key, |k| {

@@ -215,7 +215,7 @@ impl Dispatcher {
         });
         self.hold(id, key.as_ref());
         let delay = self.settings.retry.delay(setbacks, &mut self.rng);
-        self.back_off(id, now + delay);
+        self.back_off(id, now + delay, false);
     }
 
     /// The refusal is to be written; until that is done the row and its key wait. A dead letter that is not written
@@ -262,9 +262,9 @@ impl Dispatcher {
                 self.abandon(*id);
             } else if self.lease(share) != lease {
                 // Lost and owned again in between: it may not have been written. Tried again, to be sure.
-                self.back_off(*id, now);
+                self.back_off(*id, now, false);
             } else if let NextStep::RetryIn(delay) = next {
-                self.back_off(*id, now + delay);
+                self.back_off(*id, now + delay, true);
             } else {
                 self.notices.push(Notice::DeadLettered { row: *id, reason });
                 self.forget(*id);
@@ -283,7 +283,7 @@ impl Dispatcher {
                 .get(id)
                 .is_some_and(|row| matches!(row.state, State::Failing { .. }))
             {
-                self.back_off(*id, now + self.settings.retry.max_delay);
+                self.back_off(*id, now + self.settings.retry.max_delay, false);
             }
         }
     }
@@ -317,7 +317,7 @@ impl Dispatcher {
             }
             self.timers.pop();
             let Some(row) = self.rows.get_mut(&id) else { continue };
-            if matches!(row.state, State::Backoff { until } if until <= now) {
+            if matches!(row.state, State::Backoff { until, .. } if until <= now) {
                 row.state = State::Waiting;
                 let key = row.key.clone();
                 self.stubs -= 1;

@@ -13,13 +13,13 @@ use sqlx::mysql::MySqlRow;
 
 use super::inspect::{self, backquoted, in_backquotes};
 use super::rows::{self, bytes, message_id, text};
-use super::statements::{CREATED, DUE, LISTED, Statements, listed};
+use super::statements::{AGE, CREATED, DUE, LISTED, Statements, listed};
 use super::{MAX_MARK, MySql, lease_dialect, list, micros};
 use crate::message::RowId;
-use crate::store::operator::rows::{Cells, dead_letter, owner, reason, route, waiting_key};
+use crate::store::operator::rows::{Cells, counted, dead_letter, owner, route, sent_row, waiting_key};
 use crate::store::operator::{
-    Database, DeadFilter, DeadLetter, Index, Operator, Ownership, Route, Upkeep, WAITING_SCAN, WaitingKey,
-    count_reasons, count_routes, reason_of,
+    Database, DeadFilter, DeadLetter, Index, Operator, Ownership, Refused, Route, SentFilter, SentMark, SentRow,
+    Upkeep, WAITING_SCAN, WaitingKey, count_reasons, count_routes, reason_of,
 };
 use crate::store::source::Target;
 use crate::store::values::{decode, decode_one, epoch, raw};
@@ -31,8 +31,8 @@ const WINDOW: usize = 10_000;
 /// Microseconds since it was given up.
 const DEAD_FOR: &str = "timestampdiff(MICROSECOND, o.dead_at, now(6))";
 
-/// In UTC, as every connection is.
-const DEAD_AT: &str = "timestampdiff(MICROSECOND, TIMESTAMP'1970-01-01 00:00:00', o.dead_at)";
+/// Keys are compared by their bytes, whatever the collation of the column.
+const KEY: &str = "CAST(convert(o.ordering_key USING utf8mb4) AS BINARY)";
 
 impl MySql {
     async fn ask(&self, sql: String) -> Result<Vec<MySqlRow>, StoreError> {
@@ -138,10 +138,11 @@ impl MySql {
         let sql: Arc<str> = format!(
             "SELECT CAST(o.id AS SIGNED), {}, o.exchange, o.routing_key, o.ordering_key, o.type, o.content_type,
                     o.headers, o.properties, CAST(octet_length(o.payload) AS SIGNED),
-                    CAST(coalesce(o.attempts, 0) AS SIGNED), o.last_error, {CREATED} / 1e6, {DEAD_AT} / 1e6{more}
+                    CAST(coalesce(o.attempts, 0) AS SIGNED), o.last_error, {CREATED} / 1e6, {} / 1e6{more}
              FROM (SELECT o.id FROM {LISTED} {by_id} ON o.id = w.id
                    WHERE {}{}{} ORDER BY o.id LIMIT {limit}) AS d STRAIGHT_JOIN {by_id} ON o.id = d.id",
             source.message_id,
+            since_1970("o.dead_at"),
             source.given_up(),
             wanted.ages,
             wanted.others
@@ -185,24 +186,45 @@ impl Operator for MySql {
         let statements = self.statements().await?;
         // In no order: it would be sorted for that.
         let dead = format!("{} WHERE {}", statements.source.dead, statements.source.given_up());
-        decode(&self.ask(count_reasons("o.last_error", &dead)).await?, reason)
+        decode(&self.ask(count_reasons("o.last_error", &dead)).await?, counted)
     }
 
-    async fn waiting_keys(&self, limit: u32) -> Result<Vec<WaitingKey>, StoreError> {
+    async fn waiting_keys(&self, key: Option<&str>, limit: u32) -> Result<Vec<WaitingKey>, StoreError> {
         let statements = self.statements().await?;
-        // Keys are compared by their bytes, whatever the collation of the column.
-        let sql = format!(
-            "SELECT o.ordering_key, CAST(o.id AS SIGNED), CAST(coalesce(o.attempts, 0) AS SIGNED), {DUE} / 1e6, o.last_error
+        let only = if key.is_some() { "AND k = CAST(? AS BINARY)" } else { "" };
+        let sql: Arc<str> = format!(
+            "SELECT o.ordering_key, CAST(o.id AS SIGNED), CAST(coalesce(o.attempts, 0) AS SIGNED), {DUE} / 1e6, o.last_error,
+                    {AGE} / 1e6
              FROM (SELECT k, min(id) AS lowest
-                   FROM (SELECT CAST(convert(o.ordering_key USING utf8mb4) AS BINARY) AS k, o.id AS id, {DUE} AS due
+                   FROM (SELECT {KEY} AS k, o.id AS id, {DUE} AS due
                          FROM {} WHERE {} ORDER BY o.id LIMIT {WAITING_SCAN}) AS unsent
-                   WHERE k IS NOT NULL AND due > 0 GROUP BY k ORDER BY lowest LIMIT {limit}) AS w
+                   WHERE k IS NOT NULL {only} AND due > 0 GROUP BY k ORDER BY lowest LIMIT {limit}) AS w
              STRAIGHT_JOIN {} ON o.id = w.lowest ORDER BY o.id",
             statements.source.reads,
             statements.source.open(),
             statements.source.by_id
-        );
-        decode(&self.ask(sql).await?, waiting_key)
+        )
+        .into();
+        let query = key.into_iter().fold(self.query(&sql), |query, key| query.bind(key));
+        decode(&self.rows(&self.housekeeping, query).await?, waiting_key)
+    }
+
+    async fn rows_of_keys(&self, keys: &[&str]) -> Result<Vec<(String, u64)>, StoreError> {
+        if keys.is_empty() {
+            return Ok(Vec::new());
+        }
+        let statements = self.statements().await?;
+        let sql: Arc<str> = format!(
+            "SELECT k, count(*)
+             FROM (SELECT {KEY} AS k FROM {} WHERE {} ORDER BY o.id LIMIT {WAITING_SCAN}) AS unsent
+             WHERE k IN ({}) GROUP BY k",
+            statements.source.reads,
+            statements.source.open(),
+            vec!["CAST(? AS BINARY)"; keys.len()].join(", ")
+        )
+        .into();
+        let query = keys.iter().fold(self.query(&sql), |query, key| query.bind(*key));
+        decode(&self.rows(&self.housekeeping, query).await?, counted)
     }
 
     async fn routes(&self, limit: u32) -> Result<Vec<Route>, StoreError> {
@@ -251,14 +273,77 @@ impl Operator for MySql {
         Ok(bodies.into_iter().next())
     }
 
-    async fn replay(&self, ids: &[RowId]) -> Result<u64, StoreError> {
+    async fn replay(&self, ids: &[RowId], which: Refused) -> Result<u64, StoreError> {
         let statements = self.statements().await?;
-        self.change(&[replay(&statements.source.target).into()], ids).await
+        self.change(&[replay(&statements.source.target, which).into()], ids)
+            .await
     }
 
-    async fn discard(&self, ids: &[RowId]) -> Result<u64, StoreError> {
+    async fn discard(&self, ids: &[RowId], which: Refused) -> Result<u64, StoreError> {
         let statements = self.statements().await?;
-        self.change(&discard(&statements.source.target), ids).await
+        self.change(&discard(&statements.source.target, which), ids).await
+    }
+
+    async fn sent_mark(&self) -> Result<SentMark, StoreError> {
+        Ok(self.statements().await?.source.target.mark())
+    }
+
+    async fn sent_rows(&self, wanted: &SentFilter, after: RowId, window: u32) -> Result<Vec<SentRow>, StoreError> {
+        let statements = self.statements().await?;
+        let source = &statements.source;
+        let mut conditions = format!("NOT ({})", source.unsent);
+        let mut texts = Vec::new();
+        let sent = since_1970("o.sent_at");
+        for (time, than) in [(wanted.since, ">="), (wanted.until, "<")] {
+            if let Some(time) = time {
+                conditions.push_str(&format!(" AND {sent} {than} {}", (time * 1e6) as i64));
+            }
+        }
+        let exchange = match wanted.exchange.as_ref() == Some(&wanted.default_exchange) {
+            true => format!("(o.exchange IS NULL OR {})", is("o.exchange")),
+            false => is("o.exchange"),
+        };
+        for (text, condition) in [
+            (&wanted.exchange, exchange),
+            (&wanted.routing_key, is("o.routing_key")),
+            (&wanted.key, is("o.ordering_key")),
+        ] {
+            if let Some(text) = text {
+                conditions.push_str(&format!(" AND coalesce({condition}, 0)"));
+                texts.push(text.as_str());
+            }
+        }
+        let ids: Vec<String> = wanted.ids.iter().map(ToString::to_string).collect();
+        let listed = match ids.is_empty() {
+            true => String::new(),
+            false => format!("AND o.id IN ({})", ids.join(", ")),
+        };
+        let sql: Arc<str> = format!(
+            "SELECT CAST(o.id AS SIGNED), CAST({conditions} AS SIGNED), CAST(o.ordering_key IS NOT NULL AS SIGNED)
+             FROM {} WHERE o.id > ? {listed} ORDER BY o.id LIMIT {window}",
+            source.by_id
+        )
+        .into();
+        let query = texts.into_iter().fold(self.query(&sql), |query, text| query.bind(text));
+        decode(&self.rows(&self.housekeeping, query.bind(after.0)).await?, sent_row)
+    }
+
+    async fn replay_sent(&self, ids: &[RowId], until: Option<f64>) -> Result<u64, StoreError> {
+        let statements = self.statements().await?;
+        let target = &statements.source.target;
+        let before = match (until, &target.sent) {
+            (Some(until), Some(sent)) => {
+                format!("AND {} < {}", since_1970(&format!("o.{sent}")), (until * 1e6) as i64)
+            }
+            _ => String::new(),
+        };
+        let sql = format!(
+            "UPDATE {} SET {} WHERE NOT ({}) {before}",
+            listed(target),
+            target.unsend("o.", "0"),
+            target.unsent
+        );
+        self.change(&[sql.into()], ids).await
     }
 
     async fn try_lease(&self, partitions: u16) -> Result<(), StoreError> {
@@ -333,42 +418,46 @@ impl Operator for MySql {
 }
 
 /// Takes row ids.
-fn replay(target: &Target) -> String {
+fn replay(target: &Target, which: Refused) -> String {
     let Target { outbox, failures, .. } = target;
     match &target.bookkeeping {
-        Some([attempts, next, _, dead]) => format!(
-            "UPDATE {} SET o.{dead} = NULL, o.{attempts} = 0, o.{next} = NULL WHERE o.{dead} IS NOT NULL{}",
+        Some(columns @ [attempts, next, _, dead]) => format!(
+            "UPDATE {} SET o.{dead} = NULL, o.{attempts} = 0, o.{next} = NULL WHERE {}{}",
             listed(target),
+            Target::refused(columns, which, later),
             target.and_unsent()
         ),
         None => format!(
             "DELETE b FROM {LISTED} {failures} AS b ON b.outbox = {outbox} AND b.id = w.id
-             WHERE b.dead_at IS NOT NULL AND {}",
+             WHERE {} AND {}",
+            Target::refused_there(which, later),
             target.has("b.id")
         ),
     }
 }
 
 /// Take row ids, one after the other; the first tells how many there were.
-fn discard(target: &Target) -> Vec<Arc<str>> {
+fn discard(target: &Target, which: Refused) -> Vec<Arc<str>> {
     let Target { outbox, failures, .. } = target;
     let (rows, unsent) = (listed(target), target.and_unsent());
-    if let Some([.., dead]) = &target.bookkeeping {
-        return vec![format!("DELETE o FROM {rows} WHERE o.{dead} IS NOT NULL{unsent}").into()];
+    if let Some(columns) = &target.bookkeeping {
+        let is_refused = Target::refused(columns, which, later);
+        return vec![format!("DELETE o FROM {rows} WHERE {is_refused}{unsent}").into()];
     }
+    let is_refused = Target::refused_there(which, later);
     let refused = format!("{failures} AS b ON b.outbox = {outbox} AND b.id = w.id");
     let mut statements: Vec<Arc<str>> =
-        vec![format!("DELETE o FROM {rows} STRAIGHT_JOIN {refused} WHERE b.dead_at IS NOT NULL{unsent}").into()];
+        vec![format!("DELETE o FROM {rows} STRAIGHT_JOIN {refused} WHERE {is_refused}{unsent}").into()];
     if let Some(positions) = &target.positions {
         statements.push(
             format!(
                 "DELETE p FROM {LISTED} {positions} AS p ON p.outbox = {outbox} AND p.position = w.id
-                 STRAIGHT_JOIN {refused} WHERE b.dead_at IS NOT NULL"
+                 STRAIGHT_JOIN {refused} WHERE {is_refused}"
             )
             .into(),
         );
     }
-    statements.push(format!("DELETE b FROM {LISTED} {refused} WHERE b.dead_at IS NOT NULL").into());
+    statements.push(format!("DELETE b FROM {LISTED} {refused} WHERE {is_refused}").into());
     statements
 }
 
@@ -391,8 +480,6 @@ impl Wanted {
         if let Some(span) = filter.newer_than {
             ages.push_str(&format!(" AND {DEAD_FOR} < {}", micros(span)));
         }
-        // By their bytes, whatever the collation of the column.
-        let is = |what: &str| format!("CAST(convert({what} USING utf8mb4) AS BINARY) = CAST(? AS BINARY)");
         let mut want = |condition: String, text: &str| {
             others.push_str(&format!(" AND {condition}"));
             texts.push(text.to_owned());
@@ -412,6 +499,21 @@ impl Wanted {
         }
         Self { ages, others, texts }
     }
+}
+
+/// That a text is the one that is bound, by their bytes, whatever the collation of the column.
+fn is(what: &str) -> String {
+    format!("CAST(convert({what} USING utf8mb4) AS BINARY) = CAST(? AS BINARY)")
+}
+
+/// Microseconds since 1970 of a time in UTC, as every connection is.
+fn since_1970(time: &str) -> String {
+    format!("timestampdiff(MICROSECOND, TIMESTAMP'1970-01-01 00:00:00', {time})")
+}
+
+/// That a time has not come.
+fn later(time: &str) -> String {
+    format!("{time} > now(6)")
 }
 
 impl Cells for MySqlRow {

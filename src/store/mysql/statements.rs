@@ -70,7 +70,7 @@ greatest(coalesce(o.available_at, o.next_attempt_at), coalesce(o.next_attempt_at
 
 /// Microseconds since 1970.
 pub(super) const CREATED: &str = "timestampdiff(MICROSECOND, TIMESTAMP'1970-01-01 00:00:00', o.created_at)";
-const AGE: &str = "timestampdiff(MICROSECOND, o.created_at, now(6))";
+pub(super) const AGE: &str = "timestampdiff(MICROSECOND, o.created_at, now(6))";
 
 /// The standard table. With an `index` on `(sent_at, dead_at)`, reads of unsent rows are bound to it: statistics from a
 /// time of backlog would have the planner walk over every row ever sent.

@@ -1,6 +1,6 @@
 //! From rows of whatever database to what they say: each names the columns in the order of its statements.
 
-use super::{DeadLetter, Route, WaitingKey};
+use super::{DeadLetter, Route, SentRow, WaitingKey};
 use crate::message::{MessageId, OrderingKey, RowId};
 use crate::store::leases::OwnershipRow;
 use crate::store::values::{attempts, count, span, with_headers};
@@ -58,7 +58,7 @@ pub(in crate::store) fn dead_letter(
     })
 }
 
-/// Key, id of its row, attempts, seconds to wait, last error.
+/// Key, id of its row, attempts, seconds to wait, last error, seconds since it was created.
 pub(in crate::store) fn waiting_key(row: &impl Cells) -> Result<WaitingKey, sqlx::Error> {
     Ok(WaitingKey {
         key: OrderingKey::new(&row.word(0)?),
@@ -66,6 +66,7 @@ pub(in crate::store) fn waiting_key(row: &impl Cells) -> Result<WaitingKey, sqlx
         attempts: attempts(row.number(2)?),
         due_in: span(row.double(3)?),
         last_error: row.text(4)?,
+        age: row.double(5)?.map(|age| span(Some(age))),
     })
 }
 
@@ -78,8 +79,17 @@ pub(in crate::store) fn route(row: &impl Cells) -> Result<Route, sqlx::Error> {
     })
 }
 
-/// A reason, and how often.
-pub(in crate::store) fn reason(row: &impl Cells) -> Result<(String, u64), sqlx::Error> {
+/// Id, whether it is a sent row that is wanted, and whether it has a key; both as numbers.
+pub(in crate::store) fn sent_row(row: &impl Cells) -> Result<SentRow, sqlx::Error> {
+    Ok(SentRow {
+        id: RowId(row.number(0)?),
+        wanted: row.number(1)? != 0,
+        keyed: row.number(2)? != 0,
+    })
+}
+
+/// A text, and how often: a reason, or a key.
+pub(in crate::store) fn counted(row: &impl Cells) -> Result<(String, u64), sqlx::Error> {
     Ok((row.word(0)?, count(row.number(1)?)))
 }
 

@@ -10,14 +10,14 @@ use sqlx::{AssertSqlSafe, Row as _, TypeInfo as _, ValueRef as _};
 
 use super::rows::{message_id, text};
 use super::source::is_gone;
-use super::statements::{DUE, Size, Statements, dead, open};
+use super::statements::{AGE, DUE, Size, Statements, dead, open};
 use super::{Postgres, decode, decode_one, lease_dialect};
 use crate::message::RowId;
 use crate::store::leases::{self, Dialect};
-use crate::store::operator::rows::{Cells, dead_letter, owner, reason, route, waiting_key};
+use crate::store::operator::rows::{Cells, counted, dead_letter, owner, route, sent_row, waiting_key};
 use crate::store::operator::{
-    Database, DeadFilter, DeadLetter, Index, Operator, Ownership, Route, Upkeep, Vacuum, WAITING_SCAN, WaitingKey,
-    count_reasons, count_routes, reason_of,
+    Database, DeadFilter, DeadLetter, Index, Operator, Ownership, Refused, Route, SentFilter, SentMark, SentRow,
+    Upkeep, Vacuum, WAITING_SCAN, WaitingKey, count_reasons, count_routes, reason_of,
 };
 use crate::store::source::{Source, Target};
 use crate::store::values::{count, raw, seconds, span};
@@ -175,22 +175,37 @@ impl Operator for Postgres {
         let statements = self.statements().await?;
         let source = &statements.source;
         let dead = format!("{} WHERE {} ORDER BY o.id", source.dead, dead(source));
-        decode(&self.ask(count_reasons("o.last_error", &dead)).await?, reason)
+        decode(&self.ask(count_reasons("o.last_error", &dead)).await?, counted)
     }
 
-    async fn waiting_keys(&self, limit: u32) -> Result<Vec<WaitingKey>, StoreError> {
+    async fn waiting_keys(&self, key: Option<&str>, limit: u32) -> Result<Vec<WaitingKey>, StoreError> {
         let statements = self.statements().await?;
         let (from, open) = (&statements.source.reads, open(&statements.source));
-        let sql = format!(
-            "SELECT k, id, attempts, due, last_error
-             FROM (SELECT DISTINCT ON (k) k, id, attempts, due, last_error
+        let sql: Arc<str> = format!(
+            "SELECT k, id, attempts, due, last_error, age
+             FROM (SELECT DISTINCT ON (k) k, id, attempts, due, last_error, age
                    FROM (SELECT o.ordering_key AS k, o.id::bigint AS id, coalesce(o.attempts, 0)::bigint AS attempts, {DUE} AS due,
-                                o.last_error
+                                o.last_error, {AGE} AS age
                          FROM {from} WHERE {open} ORDER BY o.id LIMIT {WAITING_SCAN}) AS unsent
-                   WHERE k IS NOT NULL AND due > 0 ORDER BY k, id) AS keys
+                   WHERE k IS NOT NULL AND ($1::text IS NULL OR k = $1) AND due > 0 ORDER BY k, id) AS keys
              ORDER BY id LIMIT {limit}"
-        );
-        decode(&self.ask(sql).await?, waiting_key)
+        )
+        .into();
+        let rows = self.rows(&self.housekeeping, self.query(&sql).bind(key)).await?;
+        decode(&rows, waiting_key)
+    }
+
+    async fn rows_of_keys(&self, keys: &[&str]) -> Result<Vec<(String, u64)>, StoreError> {
+        let statements = self.statements().await?;
+        let (from, open) = (&statements.source.reads, open(&statements.source));
+        let sql: Arc<str> = format!(
+            "SELECT k, count(*)
+             FROM (SELECT o.ordering_key AS k FROM {from} WHERE {open} ORDER BY o.id LIMIT {WAITING_SCAN}) AS unsent
+             WHERE k = ANY($1) GROUP BY k"
+        )
+        .into();
+        let query = self.query(&sql).bind(keys.to_vec());
+        decode(&self.rows(&self.housekeeping, query).await?, counted)
     }
 
     async fn routes(&self, limit: u32) -> Result<Vec<Route>, StoreError> {
@@ -259,14 +274,78 @@ impl Operator for Postgres {
         Ok(bodies.into_iter().next())
     }
 
-    async fn replay(&self, ids: &[RowId]) -> Result<u64, StoreError> {
+    async fn replay(&self, ids: &[RowId], which: Refused) -> Result<u64, StoreError> {
         let statements = self.statements().await?;
-        self.change(replay(&statements.source), ids).await
+        self.change(replay(&statements.source, which), ids).await
     }
 
-    async fn discard(&self, ids: &[RowId]) -> Result<u64, StoreError> {
+    async fn discard(&self, ids: &[RowId], which: Refused) -> Result<u64, StoreError> {
         let statements = self.statements().await?;
-        self.change(discard(&statements.source), ids).await
+        self.change(discard(&statements.source, which), ids).await
+    }
+
+    async fn sent_mark(&self) -> Result<SentMark, StoreError> {
+        Ok(self.statements().await?.source.target.mark())
+    }
+
+    async fn sent_rows(&self, wanted: &SentFilter, after: RowId, window: u32) -> Result<Vec<SentRow>, StoreError> {
+        let statements = self.statements().await?;
+        let source = &statements.source;
+        // A flag has no time.
+        let times = match source.target.mark() {
+            SentMark::Time => {
+                "AND ($4::float8 IS NULL OR date_part('epoch', o.sent_at) >= $4)
+                 AND ($5::float8 IS NULL OR date_part('epoch', o.sent_at) < $5)"
+            }
+            _ => "AND $4::float8 IS NULL AND $5::float8 IS NULL",
+        };
+        let listed = match wanted.ids.is_empty() {
+            true => "$3::bigint[] IS NOT NULL",
+            false => "o.id = ANY($3)",
+        };
+        let sql: Arc<str> = format!(
+            "SELECT o.id::bigint,
+                    (NOT ({}) {times}
+                     AND ($6::text IS NULL OR coalesce(o.exchange, $7) = $6)
+                     AND ($8::text IS NULL OR o.routing_key = $8)
+                     AND ($9::text IS NULL OR coalesce(o.ordering_key = $9, false)))::int,
+                    (o.ordering_key IS NOT NULL)::int
+             FROM {} WHERE o.id > $1 AND {listed} ORDER BY o.id LIMIT $2",
+            source.unsent, source.by_id
+        )
+        .into();
+        let query = self
+            .query(&sql)
+            .bind(after.0)
+            .bind(i64::from(window))
+            .bind(raw(&wanted.ids))
+            .bind(wanted.since)
+            .bind(wanted.until)
+            .bind(wanted.exchange.as_deref())
+            .bind(wanted.default_exchange.as_str())
+            .bind(wanted.routing_key.as_deref())
+            .bind(wanted.key.as_deref());
+        decode(&self.rows(&self.housekeeping, query).await?, sent_row)
+    }
+
+    async fn replay_sent(&self, ids: &[RowId], until: Option<f64>) -> Result<u64, StoreError> {
+        let statements = self.statements().await?;
+        let target = &statements.source.target;
+        let before = match (target.mark(), &target.sent) {
+            (SentMark::Time, Some(sent)) => format!("($2::float8 IS NULL OR date_part('epoch', o.{sent}) < $2)"),
+            _ => "$2::float8 IS NULL".to_owned(),
+        };
+        let sql: Arc<str> = format!(
+            "UPDATE {} AS o SET {} WHERE o.{} = ANY($1) AND NOT ({}) AND {before}",
+            target.table,
+            target.unsend("", "false"),
+            target.key,
+            target.unsent
+        )
+        .into();
+        let mut ids = raw(ids);
+        ids.sort_unstable();
+        self.execute(&self.write, self.query(&sql).bind(ids).bind(until)).await
     }
 
     async fn try_lease(&self, partitions: u16) -> Result<(), StoreError> {
@@ -353,16 +432,8 @@ impl Operator for Postgres {
     }
 }
 
-/// That a row, named `o`, is a dead letter in its own table.
-fn dead_here(target: &Target, dead: &str) -> String {
-    match target.unsent.as_str() {
-        "" => format!("o.{dead} IS NOT NULL"),
-        unsent => format!("o.{dead} IS NOT NULL AND {unsent}"),
-    }
-}
-
 /// `$1`: row ids.
-fn replay(source: &Source) -> String {
+fn replay(source: &Source, which: Refused) -> String {
     let Target {
         table,
         key,
@@ -372,21 +443,26 @@ fn replay(source: &Source) -> String {
         ..
     } = &source.target;
     match bookkeeping {
-        Some([attempts, next, _, dead]) => format!(
-            "UPDATE {table} AS o SET {dead} = NULL, {attempts} = 0, {next} = NULL WHERE o.{key} = ANY($1) AND {}",
-            dead_here(&source.target, dead)
+        Some(columns @ [attempts, next, _, dead]) => format!(
+            "UPDATE {table} AS o SET {dead} = NULL, {attempts} = 0, {next} = NULL WHERE o.{key} = ANY($1) AND {}{}",
+            Target::refused(columns, which, later),
+            source.target.and_unsent()
         ),
         None => format!(
-            "DELETE FROM {failures} AS b WHERE b.outbox = {outbox} AND b.id = ANY($1) AND b.dead_at IS NOT NULL
+            "DELETE FROM {failures} AS b WHERE b.outbox = {outbox} AND b.id = ANY($1) AND {}
                AND EXISTS (SELECT FROM {} WHERE o.id = b.id AND {})",
+            Target::refused_there(which, later),
             source.by_id,
-            source.given_up()
+            match which {
+                Refused::GivenUp => source.given_up(),
+                Refused::Waiting => source.open(),
+            }
         ),
     }
 }
 
 /// `$1`: row ids.
-fn discard(source: &Source) -> String {
+fn discard(source: &Source, which: Refused) -> String {
     let Target {
         table,
         key,
@@ -396,14 +472,15 @@ fn discard(source: &Source) -> String {
         positions,
         ..
     } = &source.target;
-    if let Some([.., dead]) = bookkeeping {
-        let dead = dead_here(&source.target, dead);
-        return format!("DELETE FROM {table} AS o WHERE o.{key} = ANY($1) AND {dead}");
-    }
     let unsent = source.target.and_unsent();
+    if let Some(columns) = bookkeeping {
+        let refused = Target::refused(columns, which, later);
+        return format!("DELETE FROM {table} AS o WHERE o.{key} = ANY($1) AND {refused}{unsent}");
+    }
     let freed = format!(
-        "WITH freed AS (DELETE FROM {failures} AS b WHERE b.outbox = {outbox} AND b.id = ANY($1) AND b.dead_at IS NOT NULL
-                        RETURNING b.id)"
+        "WITH freed AS (DELETE FROM {failures} AS b WHERE b.outbox = {outbox} AND b.id = ANY($1) AND {}
+                        RETURNING b.id)",
+        Target::refused_there(which, later)
     );
     match positions {
         None => format!("{freed} DELETE FROM {table} AS o WHERE o.{key} = ANY(ARRAY(SELECT id FROM freed)){unsent}"),
@@ -414,6 +491,11 @@ fn discard(source: &Source) -> String {
             is_gone(&source.target)
         ),
     }
+}
+
+/// That a time has not come.
+fn later(time: &str) -> String {
+    format!("{time} > clock_timestamp()")
 }
 
 impl Cells for PgRow {

@@ -86,7 +86,7 @@ const SHARE: &str = "get_byte(sha256(convert_to(coalesce(o.ordering_key, o.id::t
 pub(super) const DUE: &str = "coalesce(date_part('epoch', greatest(o.available_at, o.next_attempt_at)) \
 - date_part('epoch', clock_timestamp()), 0)";
 
-const AGE: &str = "date_part('epoch', clock_timestamp()) - date_part('epoch', o.created_at)";
+pub(super) const AGE: &str = "date_part('epoch', clock_timestamp()) - date_part('epoch', o.created_at)";
 
 /// A mark or a purge that is lost in a crash of the server only shows the row once more, so it need not wait for the
 /// disk. A transaction-local setting inside the statement itself also holds behind a pooler; as a subquery it is

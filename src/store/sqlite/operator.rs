@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use serde_json::json;
 use sqlx::Row as _;
 use sqlx::sqlite::SqliteRow;
 
@@ -11,10 +12,10 @@ use super::statements::{NOW, Statements, due, epoch, target_listed};
 use super::{MAX_WRITE, Sqlite, Statement, decode, decode_one, lease_dialect, list};
 use crate::message::RowId;
 use crate::store::migrate::{dead_index, quoted, unsent_index};
-use crate::store::operator::rows::{Cells, dead_letter, owner, reason, route, waiting_key};
+use crate::store::operator::rows::{Cells, counted, dead_letter, owner, route, sent_row, waiting_key};
 use crate::store::operator::{
-    Database, DeadFilter, DeadLetter, Index, Operator, Ownership, Route, Upkeep, WAITING_SCAN, WaitingKey,
-    count_reasons, count_routes, reason_of,
+    Database, DeadFilter, DeadLetter, Index, Operator, Ownership, Refused, Route, SentFilter, SentMark, SentRow,
+    Upkeep, WAITING_SCAN, WaitingKey, count_reasons, count_routes, reason_of,
 };
 use crate::store::source::Target;
 use crate::store::values::{self, raw, seconds};
@@ -51,7 +52,7 @@ impl Sqlite {
     }
 
     /// Where unsent rows are read from.
-    async fn unsent_rows(&self, statements: &Statements) -> Result<String, StoreError> {
+    async fn open_rows(&self, statements: &Statements) -> Result<String, StoreError> {
         match &statements.columns {
             None => self.through(&unsent_index(&self.options.table)).await,
             Some(_) => Ok(statements.source.reads.clone()),
@@ -163,30 +164,47 @@ impl Operator for Sqlite {
             statements.source.given_up()
         );
         let sql = count_reasons("CAST(o.last_error AS TEXT)", &dead);
-        decode(&self.ask(sql).await?, reason)
+        decode(&self.ask(sql).await?, counted)
     }
 
-    async fn waiting_keys(&self, limit: u32) -> Result<Vec<WaitingKey>, StoreError> {
+    async fn waiting_keys(&self, key: Option<&str>, limit: u32) -> Result<Vec<WaitingKey>, StoreError> {
         let statements = self.statements().await?;
         // With `min`, the other columns are those of the row that has it: https://www.sqlite.org/lang_select.html#bareagg
-        let sql = format!(
-            "SELECT k, min(id), attempts, due, e
+        let sql: Arc<str> = format!(
+            "SELECT k, min(id), attempts, due, e, age
              FROM (SELECT CAST(o.ordering_key AS TEXT) AS k, o.id AS id, CAST(coalesce(o.attempts, 0) AS INTEGER) AS attempts, {} AS due,
-                          CAST(o.last_error AS TEXT) AS e
+                          CAST(o.last_error AS TEXT) AS e, {NOW} - {} AS age
                    FROM {} WHERE {} ORDER BY o.id LIMIT {WAITING_SCAN})
-             WHERE k IS NOT NULL AND due > 0 GROUP BY k ORDER BY 2 LIMIT {limit}",
+             WHERE k IS NOT NULL AND (?1 IS NULL OR k = ?1) AND due > 0 GROUP BY k ORDER BY 2 LIMIT {limit}",
             due(),
-            self.unsent_rows(&statements).await?,
+            epoch("o.created_at"),
+            self.open_rows(&statements).await?,
             statements.source.open()
-        );
-        decode(&self.ask(sql).await?, waiting_key)
+        )
+        .into();
+        let rows = self.rows(&self.housekeeping, self.query(&sql).bind(key)).await?;
+        decode(&rows, waiting_key)
+    }
+
+    async fn rows_of_keys(&self, keys: &[&str]) -> Result<Vec<(String, u64)>, StoreError> {
+        let statements = self.statements().await?;
+        let sql: Arc<str> = format!(
+            "SELECT k, count(*)
+             FROM (SELECT CAST(o.ordering_key AS TEXT) AS k FROM {} WHERE {} ORDER BY o.id LIMIT {WAITING_SCAN})
+             WHERE k IN (SELECT value FROM json_each(?1)) GROUP BY k",
+            self.open_rows(&statements).await?,
+            statements.source.open()
+        )
+        .into();
+        let query = self.query(&sql).bind(json!(keys).to_string());
+        decode(&self.rows(&self.housekeeping, query).await?, counted)
     }
 
     async fn routes(&self, limit: u32) -> Result<Vec<Route>, StoreError> {
         let statements = self.statements().await?;
         let open = format!(
             "{} WHERE {}",
-            self.unsent_rows(&statements).await?,
+            self.open_rows(&statements).await?,
             statements.source.open()
         );
         let sql = count_routes("CAST(o.exchange AS TEXT)", "CAST(o.routing_key AS TEXT)", &open, limit);
@@ -245,14 +263,69 @@ impl Operator for Sqlite {
         Ok(bodies.into_iter().next())
     }
 
-    async fn replay(&self, ids: &[RowId]) -> Result<u64, StoreError> {
+    async fn replay(&self, ids: &[RowId], which: Refused) -> Result<u64, StoreError> {
         let statements = self.statements().await?;
-        self.change(&[replay(&statements.source.target).into()], ids).await
+        self.change(&[replay(&statements.source.target, which).into()], ids)
+            .await
     }
 
-    async fn discard(&self, ids: &[RowId]) -> Result<u64, StoreError> {
+    async fn discard(&self, ids: &[RowId], which: Refused) -> Result<u64, StoreError> {
         let statements = self.statements().await?;
-        self.change(&discard(&statements.source.target), ids).await
+        self.change(&discard(&statements.source.target, which), ids).await
+    }
+
+    async fn sent_mark(&self) -> Result<SentMark, StoreError> {
+        Ok(self.statements().await?.source.target.mark())
+    }
+
+    async fn sent_rows(&self, wanted: &SentFilter, after: RowId, window: u32) -> Result<Vec<SentRow>, StoreError> {
+        let statements = self.statements().await?;
+        let source = &statements.source;
+        let sent = epoch("o.sent_at");
+        let listed = match wanted.ids.is_empty() {
+            true => "?3 IS NOT NULL",
+            false => "o.id IN (SELECT value FROM json_each(?3))",
+        };
+        let sql: Arc<str> = format!(
+            "SELECT o.id,
+                    NOT ({}) AND (?4 IS NULL OR {sent} >= ?4) AND (?5 IS NULL OR {sent} < ?5)
+                      AND (?6 IS NULL OR coalesce(CAST(o.exchange AS TEXT), ?7) = ?6)
+                      AND (?8 IS NULL OR CAST(o.routing_key AS TEXT) = ?8)
+                      AND (?9 IS NULL OR coalesce(CAST(o.ordering_key AS TEXT) = ?9, 0)),
+                    o.ordering_key IS NOT NULL
+             FROM {} WHERE o.id > ?1 AND {listed} ORDER BY o.id LIMIT ?2",
+            source.unsent, source.by_id
+        )
+        .into();
+        let query = self
+            .query(&sql)
+            .bind(after.0)
+            .bind(i64::from(window))
+            .bind(list(&raw(&wanted.ids)))
+            .bind(wanted.since)
+            .bind(wanted.until)
+            .bind(wanted.exchange.as_deref())
+            .bind(wanted.default_exchange.as_str())
+            .bind(wanted.routing_key.as_deref())
+            .bind(wanted.key.as_deref());
+        decode(&self.rows(&self.housekeeping, query).await?, sent_row)
+    }
+
+    async fn replay_sent(&self, ids: &[RowId], until: Option<f64>) -> Result<u64, StoreError> {
+        let statements = self.statements().await?;
+        let target = &statements.source.target;
+        let before = match (until, &target.sent) {
+            (Some(until), Some(sent)) => format!("AND {} < {until}", epoch(&format!("o.{sent}"))),
+            _ => String::new(),
+        };
+        let sql = format!(
+            "UPDATE {} AS o SET {} WHERE {} AND NOT ({}) {before}",
+            target.table,
+            target.unsend("", "0"),
+            target_listed(target),
+            target.unsent
+        );
+        self.change(&[sql.into()], ids).await
     }
 
     async fn try_lease(&self, partitions: u16) -> Result<(), StoreError> {
@@ -307,7 +380,7 @@ impl Operator for Sqlite {
 }
 
 /// `?1`: row ids.
-fn replay(target: &Target) -> String {
+fn replay(target: &Target, which: Refused) -> String {
     let Target {
         outbox,
         failures,
@@ -315,21 +388,23 @@ fn replay(target: &Target) -> String {
         ..
     } = target;
     match &target.bookkeeping {
-        Some([attempts, next, _, dead]) => format!(
-            "UPDATE {table} AS o SET {dead} = NULL, {attempts} = 0, {next} = NULL WHERE {} AND o.{dead} IS NOT NULL{}",
+        Some(columns @ [attempts, next, _, dead]) => format!(
+            "UPDATE {table} AS o SET {dead} = NULL, {attempts} = 0, {next} = NULL WHERE {} AND {}{}",
             target_listed(target),
+            Target::refused(columns, which, later),
             target.and_unsent()
         ),
         None => format!(
             "DELETE FROM {failures} AS b WHERE b.outbox = {outbox} AND b.id IN (SELECT value FROM json_each(?1))
-               AND b.dead_at IS NOT NULL AND {}",
+               AND {} AND {}",
+            Target::refused_there(which, later),
             target.has("b.id")
         ),
     }
 }
 
 /// Take row ids, one after the other; the first tells how many there were.
-fn discard(target: &Target) -> Vec<Arc<str>> {
+fn discard(target: &Target, which: Refused) -> Vec<Arc<str>> {
     let Target {
         outbox,
         failures,
@@ -338,27 +413,34 @@ fn discard(target: &Target) -> Vec<Arc<str>> {
         ..
     } = target;
     let unsent = target.and_unsent();
-    if let Some([.., dead]) = &target.bookkeeping {
-        let listed = target_listed(target);
-        return vec![format!("DELETE FROM {table} AS o WHERE {listed} AND o.{dead} IS NOT NULL{unsent}").into()];
+    if let Some(columns) = &target.bookkeeping {
+        let (listed, refused) = (target_listed(target), Target::refused(columns, which, later));
+        return vec![format!("DELETE FROM {table} AS o WHERE {listed} AND {refused}{unsent}").into()];
     }
-    let dead = format!(
-        "SELECT b.id FROM {failures} AS b WHERE b.outbox = {outbox} AND b.dead_at IS NOT NULL
-           AND b.id IN (SELECT value FROM json_each(?1))"
+    let refused = format!(
+        "SELECT b.id FROM {failures} AS b WHERE b.outbox = {outbox} AND {}
+           AND b.id IN (SELECT value FROM json_each(?1))",
+        Target::refused_there(which, later)
     );
     let mut statements: Vec<Arc<str>> = Vec::new();
     match &target.positions {
-        None => statements.push(format!("DELETE FROM {table} AS o WHERE o.{key} IN ({dead}){unsent}").into()),
+        None => statements.push(format!("DELETE FROM {table} AS o WHERE o.{key} IN ({refused}){unsent}").into()),
         Some(positions) => {
-            let keys =
-                format!("SELECT p.row_key FROM {positions} AS p WHERE +p.outbox = {outbox} AND p.position IN ({dead})");
+            let keys = format!(
+                "SELECT p.row_key FROM {positions} AS p WHERE +p.outbox = {outbox} AND p.position IN ({refused})"
+            );
             statements.push(format!("DELETE FROM {table} AS o WHERE o.{key} IN ({keys}){unsent}").into());
             statements
-                .push(format!("DELETE FROM {positions} WHERE +outbox = {outbox} AND position IN ({dead})").into());
+                .push(format!("DELETE FROM {positions} WHERE +outbox = {outbox} AND position IN ({refused})").into());
         }
     }
-    statements.push(format!("DELETE FROM {failures} WHERE outbox = {outbox} AND id IN ({dead})").into());
+    statements.push(format!("DELETE FROM {failures} WHERE outbox = {outbox} AND id IN ({refused})").into());
     statements
+}
+
+/// That a time has not come.
+fn later(time: &str) -> String {
+    format!("{} > {NOW}", epoch(time))
 }
 
 impl Cells for SqliteRow {

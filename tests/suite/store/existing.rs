@@ -296,7 +296,9 @@ macro_rules! renamed {
             operating:
                 dead_letters_are_listed_by_filter
                 dead_letters_are_replayed_and_discarded_once
-                waiting_keys_name_the_row_they_wait_for;
+                waiting_keys_name_the_row_they_wait_for
+                a_row_that_waits_is_released_once
+                sent_rows_are_unsent_again_once;
         }
     };
 }
@@ -325,7 +327,9 @@ macro_rules! bare {
             leasing:
                 a_failure_under_a_lost_lease_takes_nothing;
             operating:
-                waiting_keys_name_the_row_they_wait_for;
+                waiting_keys_name_the_row_they_wait_for
+                a_row_that_waits_is_released_once
+                sent_rows_are_unsent_again_once;
         }
     };
 }
@@ -349,6 +353,8 @@ macro_rules! numbered {
                 dead_keys_come_with_their_lowest_row;
             leasing:
                 a_failure_under_a_lost_lease_takes_nothing;
+            operating:
+                a_row_that_waits_is_released_once;
         }
     };
 }

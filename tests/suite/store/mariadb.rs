@@ -5,7 +5,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use outbox_relay::config::{OnSent, Secret};
 use outbox_relay::message::{Payload, RowId};
-use outbox_relay::store::operator::DeadFilter;
+use outbox_relay::store::operator::{DeadFilter, Refused};
 use outbox_relay::store::{self, LeaseAsk, NextStep, Shares, StoreError, StoreOptions};
 use sqlx::{AssertSqlSafe, Connection, Executor, MySqlConnection, Row};
 use tokio::sync::Mutex;
@@ -362,10 +362,13 @@ async fn keys_are_compared_by_their_bytes() {
     };
     let letters = operator.dead_letters(&of_key, RowId(0), 9).await.expect("a list");
     assert_eq!(letters.iter().map(|letter| letter.id.0).collect::<Vec<_>>(), [1, 5]);
-    operator.replay(&[1, 2, 3, 4, 5].map(RowId)).await.expect("replayed");
+    operator
+        .replay(&[1, 2, 3, 4, 5].map(RowId), Refused::GivenUp)
+        .await
+        .expect("replayed");
     db.execute("UPDATE outbox SET available_at = now() + INTERVAL 1 HOUR")
         .await;
-    let waiting = operator.waiting_keys(9).await.expect("keys");
+    let waiting = operator.waiting_keys(None, 9).await.expect("keys");
     let waiting: Vec<_> = waiting.iter().map(|key| (key.key.as_str(), key.row.0)).collect();
     assert_eq!(waiting, keys, "the same rows");
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use outbox_relay::message::RowId;
 use outbox_relay::store::Shares;
-use outbox_relay::store::operator::DeadFilter;
+use outbox_relay::store::operator::{DeadFilter, Refused};
 
 use crate::store::harness::{Harness, head, head_ids};
 use crate::store::mariadb::{MariaDb, product};
@@ -70,7 +70,7 @@ async fn reads_are_bound_to_the_index_and_a_dropped_one_is_noticed() {
     let operator = db.operator();
     db.execute("UPDATE outbox SET ordering_key = 'k', available_at = now() + INTERVAL 1 HOUR WHERE id > 49995; UPDATE outbox SET dead_at = now(), last_error = 'refused' WHERE id BETWEEN 49991 AND 49993")
         .await;
-    let keys = operator.waiting_keys(9).await.expect("keys");
+    let keys = operator.waiting_keys(None, 9).await.expect("keys");
     assert_eq!((keys.len(), keys[0].row), (1, RowId(49_996)));
     let reasons = operator.dead_reasons().await.expect("reasons");
     assert_eq!(reasons, [("refused".to_owned(), 3)]);
@@ -82,8 +82,20 @@ async fn reads_are_bound_to_the_index_and_a_dropped_one_is_noticed() {
         let letters = operator.dead_letters(&filter, RowId(49_991), 9).await;
         assert_eq!(letters.expect("a list").len(), 2);
     }
-    assert_eq!(operator.replay(&[RowId(49_991)]).await.expect("replayed"), 1);
-    assert_eq!(operator.discard(&[RowId(49_992)]).await.expect("discarded"), 1);
+    assert_eq!(
+        operator
+            .replay(&[RowId(49_991)], Refused::GivenUp)
+            .await
+            .expect("replayed"),
+        1
+    );
+    assert_eq!(
+        operator
+            .discard(&[RowId(49_992)], Refused::GivenUp)
+            .await
+            .expect("discarded"),
+        1
+    );
     operator.close().await;
     assert!(
         read.since(&db).await < 1_000,

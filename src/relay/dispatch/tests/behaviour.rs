@@ -373,3 +373,35 @@ fn what_is_known_of_earlier_copies_goes_with_every_message() {
     bring(&mut dispatcher, row(4, "d"), LATER);
     assert_eq!(copies(&mut dispatcher), [(4, Copies::Refused)]);
 }
+
+#[test]
+fn after_a_sweep_the_table_says_how_long_a_refused_row_waits() {
+    let mut dispatcher = connected(settings(Ordering::Strict));
+    dispatcher.admit(vec![row(1, "a"), row(2, "a"), row(3, "b"), row(4, "b")], NOW);
+    assert_eq!(go(&mut dispatcher, 0), [1, 3]);
+    refuse(&mut dispatcher, 1);
+    refuse(&mut dispatcher, 3);
+    assert_eq!((dispatcher.blocked_keys(), dispatcher.refill_from()), (2, None));
+    dispatcher.look_again();
+    assert_eq!(
+        (dispatcher.refill_from(), dispatcher.next_timer()),
+        (Some(RowId(1)), None)
+    );
+    // A person has released both: row 1 is due, row 3 is gone.
+    let rows = [stub(1, "a"), stub(2, "a"), stub(4, "b")];
+    dispatcher.admit_stubs(&rows, RowId(0), RowId(4), true, NOW);
+    assert_eq!((dispatcher.blocked_keys(), dispatcher.refill_from()), (0, None));
+    assert_eq!(go(&mut dispatcher, 0), [0; 0]);
+    assert_eq!(dispatcher.to_fetch(10).0, [RowId(1), RowId(2), RowId(4)]);
+}
+
+#[test]
+fn what_only_the_relay_knows_outlasts_a_sweep() {
+    let mut dispatcher = connected(settings(Ordering::Strict));
+    dispatcher.admit(vec![row(1, "a")], NOW);
+    assert_eq!(go(&mut dispatcher, 0), [1]);
+    dispatcher.outcome(1, RowId(1), Outcome::Nacked, NOW);
+    let timer = dispatcher.next_timer();
+    dispatcher.look_again();
+    assert_eq!((dispatcher.next_timer(), dispatcher.blocked_keys()), (timer, 1));
+}

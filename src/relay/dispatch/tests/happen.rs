@@ -333,6 +333,13 @@ impl World {
             self.checks.note(Some(id), What::Operator { replay });
             self.table.operate(id, replay);
         }
+        let unsent = self.table.in_state(RowState::Unsent);
+        if !unsent.is_empty() {
+            let id = unsent[self.rng.usize(0..unsent.len())];
+            let replay = self.rng.bool();
+            self.checks.note(Some(id), What::Operator { replay });
+            self.table.release(id, replay, self.now);
+        }
         // A key that blocks goes on only when somebody sees to its dead letter.
         if self.healed && self.scenario.settings.on_dead_letter == OnDeadLetter::Block {
             self.within(Duration::from_secs(2), Event::Operator);

@@ -52,6 +52,7 @@ fn replayed() {
         (Ordering::Strict, 16_730_719_722_194_825_628, 26, 5),
         (Ordering::Strict, 12_135_776_816_441_821_308, 28, 3),
         (Ordering::Pipelined, 7_660_385_472_722_739_745, 53, 5),
+        (Ordering::Pipelined, 9_645_244_835_522_044_694, 23, 1),
     ];
     for (ordering, seed, transactions, keys) in histories {
         history(ordering, seed, transactions, keys).unwrap();

@@ -129,6 +129,18 @@ impl Table {
         }
     }
 
+    /// What a person does about a row that was refused and must wait yet: it is due now, or gone.
+    pub(super) fn release(&mut self, id: RowId, replay: bool, now: Time) {
+        let waits = |row: &&mut TableRow| row.state == RowState::Unsent && row.attempts > 0 && row.due_at > now;
+        if let Some(row) = self.rows.get_mut(&id).filter(waits) {
+            match replay {
+                true => row.due_at = Time::ZERO,
+                false => row.state = RowState::Discarded,
+            }
+            self.changes += 1;
+        }
+    }
+
     // ---- the store -----------------------------------------------------------------------------------------------
 
     pub(super) fn mark(&mut self, id: RowId) {
