@@ -43,6 +43,7 @@
 //! | wrong clock, other time zones | `surroundings::a_relay_with_a_wrong_clock_…` |
 //! | a pooler between relay and database | `surroundings::three_relays_behind_a_pooler_…` |
 //! | TLS downgraded in silence, certificate or password replaced while running | `security::connections::…` |
+//! | consumer killed between effect and acknowledgement; copies of the relay | `consumers::…` |
 //! | a table that refuses the relay's own updates | `faults::a_table_that_takes_no_refusals_…` |
 
 #![allow(clippy::unwrap_used, clippy::expect_used)] // what goes wrong in a test is to be seen
@@ -52,6 +53,7 @@ mod support;
 
 mod broker;
 mod cloudevents;
+mod consumers;
 mod deployment;
 mod docs;
 mod existing_tables;
