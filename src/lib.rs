@@ -182,7 +182,7 @@
 //! | rows confirmed and not marked, without body | below 3 F (see the next section) |
 //! | rows waiting or in flight | 2 F + 2 B |
 //! | of one key | (F + B) / 2, at least 16, and 64 while more than half of those are held; with `pipelined` F + B waiting, and 64 while more than three quarters are held; the rest is left in the table |
-//! | bodies | nothing is read above `RELAY_PUBLISH_IN_FLIGHT_BYTES`: that, and one page of bodies up to 16 KiB each; larger ones are fetched when there is room, one alone if need be |
+//! | bodies, as events where they are such | nothing is read above `RELAY_PUBLISH_IN_FLIGHT_BYTES`: that, and one page of bodies up to 16 KiB each; larger ones are fetched when there is room, one alone if need be; what is read can grow by what makes an event of it, a third for `data_base64` |
 //! | rows that must wait (backoff, delayed), without body | 250,000, about 50 MB, half of it for rows without a key, which are then left to the sweep; with so many keys waiting no new rows are read |
 //! | rows without a key due in more than a minute | not held, a later sweep finds them |
 //! | keys with a row of a paused exchange, without the row | a million, about 20 MB; above that nothing new is read |

@@ -9,6 +9,8 @@ Runs the whole test suite against real servers.
     tests/run.sh --install-only    only install what the tests need
     tests/run.sh --deploy          check everything under deploy/ instead, as far as it goes without cluster and container
                                    engine; says what was not checked
+    tests/run.sh --fuzz [ARGUMENT...]
+                                   fuzz everything that reads outside input, for a minute; see --fuzz --help
     tests/run.sh --matrix [ARGUMENT...]
                                    run the suite against the servers of other releases of Debian; see --matrix --help
 
@@ -27,6 +29,7 @@ main() {
     case "${1-}" in
         -h | --help) usage && exit ;;
         --deploy) exec tests/deploy/run.sh ;;
+        --fuzz) shift && exec tests/fuzz/run.sh "$@" ;;
         --matrix) shift && exec tests/matrix/run.sh "$@" ;;
     esac
     # shellcheck source=deploy/quickstart/debian.sh

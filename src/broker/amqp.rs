@@ -16,6 +16,7 @@ use crate::message::OwnHeaders;
 use connection::Connection;
 
 pub use permissions::{set_permissions, vhost};
+pub use properties::properties;
 
 /// How to reach the broker and how to use it.
 #[derive(Debug, Clone)]

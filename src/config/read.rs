@@ -8,13 +8,14 @@ use std::{
 use crate::message::{Coding, Compression, OwnHeaders, reserved};
 
 use super::{
-    CloudEvents, Config, Identity, LogFormat, Mapping, MessageSettings, OnDeadLetter, OnSent, Ordering, Outbox, Poll,
-    Publish, Retry, Shutdown, TableName, TableNameError, Tls,
+    CloudEvents, Config, HEADER_COLUMNS, Identity, LogFormat, Mapping, MessageSettings, OnDeadLetter, OnSent, Ordering,
+    Outbox, Poll, Publish, Retry, Shutdown, TableName, TableNameError, Tls,
     findings::shown,
     parse::{self, Reader},
     template::no_url,
 };
 
+const DEDUP: &str = "RELAY_AMQP_DEDUP_HEADER";
 const REPEAT: &str = "RELAY_MESSAGE_REPEAT_HEADER";
 
 const MS: Duration = Duration::from_millis(1);
@@ -27,6 +28,9 @@ impl Config {
     pub(super) fn read(from: &mut Reader<'_>) -> Self {
         let cloudevents = CloudEvents::read(from);
         let (amqp_tls, database_tls) = Tls::read_both(from);
+        let outbox = Outbox::read(from, cloudevents.as_ref());
+        let message = MessageSettings::read(from);
+        message.check_headers(from, &outbox.mapping, cloudevents.as_ref());
         Self {
             database_url: from.database_url("RELAY_DATABASE_URL"),
             amqp_urls: from.broker_urls("RELAY_AMQP_URL", &amqp_tls),
@@ -36,7 +40,7 @@ impl Config {
             amqp_tls,
             database_timeout: from.duration("RELAY_DATABASE_TIMEOUT", MS..=HOUR),
             database_tls,
-            outbox: Outbox::read(from, cloudevents.as_ref()),
+            outbox,
             cloudevents,
             ordering: Ordering::read(from),
             on_dead_letter: OnDeadLetter::read(from),
@@ -44,7 +48,7 @@ impl Config {
             lease_ttl: from.duration("RELAY_LEASE_TTL", 2 * SECOND..=HOUR),
             poll: Poll::read(from),
             publish: Publish::read(from),
-            message: MessageSettings::read(from),
+            message,
             retry: Retry::read(from),
             shutdown: Shutdown {
                 grace: from.duration("RELAY_SHUTDOWN_GRACE", MS..=HOUR),
@@ -162,15 +166,9 @@ impl MessageSettings {
         );
         let min_bytes = from.bytes("RELAY_MESSAGE_COMPRESSION_MIN_BYTES", (1, "1B"), (128 << 20, "128MiB"));
         let own_headers = OwnHeaders {
-            dedup: from.optional("RELAY_AMQP_DEDUP_HEADER", own_header),
+            dedup: from.optional(DEDUP, own_header),
             repeat: from.optional(REPEAT, own_header),
         };
-        if own_headers.dedup.is_some() && own_headers.dedup == own_headers.repeat {
-            from.problem(
-                REPEAT,
-                "is the header of RELAY_AMQP_DEDUP_HEADER; take another".to_owned(),
-            );
-        }
         Self {
             compression: coding.map(|coding| Compression { coding, min_bytes }),
             allowed_headers: from
@@ -179,12 +177,48 @@ impl MessageSettings {
             own_headers,
         }
     }
+
+    /// Finds headers that cannot be: two of one name, and those that would make every row a dead letter.
+    fn check_headers(&self, from: &mut Reader<'_>, mapping: &Mapping, events: Option<&CloudEvents>) {
+        let own = [(DEDUP, &self.own_headers.dedup), (REPEAT, &self.own_headers.repeat)];
+        let own = own
+            .into_iter()
+            .filter_map(|(variable, name)| Some((variable, name.as_ref()?)));
+        for (variable, name) in own {
+            if variable == REPEAT && Some(name) == self.own_headers.dedup.as_ref() {
+                from.problem(variable, format!("is the header of {DEDUP}; take another"));
+            }
+            if mapping.headers.iter().any(|(_, header)| header == name) {
+                from.problem(
+                    variable,
+                    format!("is a header of {HEADER_COLUMNS} as well; take another"),
+                );
+            }
+            if let Some(events) = events.filter(|events| name.starts_with(events.prefix)) {
+                let prefix = events.prefix;
+                from.problem(
+                    variable,
+                    format!("begins with {prefix}, as headers do that are attributes of CloudEvents; take another"),
+                );
+            }
+        }
+        for (column, header) in &mapping.headers {
+            if let Some(reason) = reserved(header).filter(|_| !self.allowed_headers.contains(header)) {
+                let advice = format!(
+                    "makes the reserved header {header} of the column {column}: {reason}; give it another name, or \
+                     allow it with RELAY_MESSAGE_ALLOW_HEADERS"
+                );
+                from.problem(HEADER_COLUMNS, advice);
+            }
+        }
+    }
 }
 
 fn own_header(text: &str) -> Result<String, String> {
     no_url(text)?;
     match reserved(text) {
         Some(reason) => Err(format!("is a reserved header: {reason}")),
+        None if text.is_empty() => Err("is blank; write a name, or unset it".to_owned()),
         None if text.len() > 255 => Err("must be at most 255 bytes long".to_owned()),
         None => Ok(text.to_owned()),
     }

@@ -35,9 +35,13 @@ pub(super) fn no_url(text: &str) -> Result<(), String> {
     }
 }
 
-/// As for [`pieces`], but no URL.
+/// As for [`pieces`], but no URL, and not blank.
 pub(super) fn template(text: &str) -> Result<Vec<Piece>, String> {
-    no_url(text).and_then(|()| pieces(text))
+    no_url(text)?;
+    match pieces(text)? {
+        none if none.is_empty() => Err("is blank; write text and columns, or unset it".to_owned()),
+        pieces => Ok(pieces),
+    }
 }
 
 /// `orders.{type}`, with `{{` and `}}` for braces.
@@ -133,7 +137,7 @@ mod tests {
             ]
         );
         assert_eq!(pieces("orders"), [Piece::Text("orders".to_owned())]);
-        for bad in ["{", "a}b", "{a", "{}", "{a{b}}c"] {
+        for bad in ["", "{", "a}b", "{a", "{}", "{a{b}}c"] {
             let problem = template(bad).map(|pieces| format!("{pieces:?}"));
             // A name may hold a brace, as any other character.
             assert!(problem.is_err() || bad == "{a{b}}c", "{bad}: {problem:?}");

@@ -6,6 +6,7 @@ use tempfile::NamedTempFile;
 
 use super::*;
 
+mod headers;
 mod secrets;
 mod sources;
 
@@ -314,6 +315,7 @@ fn columns_that_cannot_be_are_refused() {
         ("RELAY_COLUMN_SENT_AT", "-", "RELAY_OUTBOX_ON_SENT=delete"),
         ("RELAY_COLUMN_TYPE", &"x".repeat(64), "over 63 bytes"),
         ("RELAY_ROUTING_KEY", "{a", "single brace"),
+        ("RELAY_ROUTING_KEY", " ", "is blank"),
         ("RELAY_COLUMN_HEADERS", "a,b:a", "twice"),
     ] {
         let problem = problem_of(name, value);

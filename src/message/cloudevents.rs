@@ -14,6 +14,7 @@ use base64::prelude::BASE64_STANDARD;
 use serde::de::IgnoredAny;
 use serde_json::Value;
 
+use super::headers::LAST_SECOND;
 use super::{HeaderValue, Headers, Invalid, Message, MessageRules, headers};
 use crate::config::{CloudEvents, ContentMode, bad_attribute, bad_attribute_name};
 
@@ -44,6 +45,9 @@ pub(super) fn event(
     attributes.insert("specversion".to_owned(), Attribute::text("1.0"));
     attributes.insert("id".to_owned(), Attribute::text(message.message_id.as_str()));
     if let Some(since) = created_at {
+        if since.as_secs() > LAST_SECOND {
+            return Err(Invalid("created_at is beyond the year 9999".to_owned()));
+        }
         let time = humantime::format_rfc3339_micros(UNIX_EPOCH + since);
         attributes.insert("time".to_owned(), Attribute::Text(time.to_string()));
     }

@@ -47,7 +47,7 @@ const TIMESTAMP: &str = "$timestamp";
 const DECIMAL: &str = "$decimal";
 
 /// The last second of the year 9999: many clients fail on dates beyond it, at each delivery.
-const LAST_SECOND: u64 = 253_402_300_799;
+pub(super) const LAST_SECOND: u64 = 253_402_300_799;
 
 /// Properties and headers travel in one frame. `frame_max` is 131,072, 8 bytes are the frame's own, 4 kB are kept for
 /// the other properties (at most 255 bytes each) and the header frame's fixed fields, and 1 kB for the two headers that

@@ -45,6 +45,7 @@
 //! | TLS downgraded in silence, certificate or password replaced while running | `security::connections::…`, `security::identities::…` |
 //! | a permission or a privilege taken back while running | `security::rights::…` |
 //! | a queue that confirms what it can lose, a routing key that no binding takes | `management::…` |
+//! | consumer killed between effect and acknowledgement; copies of the relay | `consumers::…` |
 //! | a table that refuses the relay's own updates | `faults::a_table_that_takes_no_refusals_…` |
 
 #![allow(clippy::unwrap_used, clippy::expect_used)] // what goes wrong in a test is to be seen
@@ -54,6 +55,7 @@ mod support;
 
 mod broker;
 mod cloudevents;
+mod consumers;
 mod deployment;
 mod docs;
 mod existing_tables;

@@ -16,7 +16,8 @@ pub(super) fn short(text: &str) -> ShortString {
     ShortString::try_new(text).unwrap_or_default()
 }
 
-pub(super) fn properties(message: &Message, own_headers: &OwnHeaders) -> BasicProperties {
+/// The properties that `message` is published with, and the headers among them.
+pub fn properties(message: &Message, own_headers: &OwnHeaders) -> BasicProperties {
     let own = &message.properties;
     let mut properties = BasicProperties::default()
         .with_message_id(short(message.message_id.as_str()))

@@ -59,6 +59,20 @@ fn data(payload: &[u8], content_type: &str) -> String {
 }
 
 #[test]
+fn a_time_that_cannot_be_written_is_no_event() {
+    let at = |micros| OutboxRow {
+        created_at: Some(Duration::from_micros(micros)),
+        ..typed(b"{}", "application/json", &json!({}))
+    };
+    let last = made(at(253_402_300_799_999_999), &[BINARY]);
+    let time = HeaderValue::Text("9999-12-31T23:59:59.999999Z".to_owned());
+    assert_eq!(last.headers.get("cloudEvents_time"), Some(&time));
+    for beyond in [253_402_300_800_000_000, u64::MAX] {
+        assert!(reason(at(beyond), &[JSON]).contains("year 9999"));
+    }
+}
+
+#[test]
 fn attributes_are_headers_with_the_prefix_and_the_payload_is_not_touched() {
     let given = json!({
         "tenant": 7, "cloudEvents_subject": "order/1", "cloudEvents_n": -3, "cloudEvents_yes": true, "cloudEvents_gone": null

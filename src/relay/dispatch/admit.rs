@@ -238,6 +238,7 @@ impl Dispatcher {
         let (id, due_in, attempts, age) = (row.id, row.due_in, row.attempts, row.age);
         let size = row.payload.size();
         let content = self.content(row);
+        let size = content.size().unwrap_or(size);
         let mut row = Row::new(key, (share, exchange), content, size, attempts, (age, now));
         row.copies = if attempts > 0 { Copies::Refused } else { copies };
         self.insert(id, row, due_in, now);
@@ -290,6 +291,7 @@ impl Dispatcher {
         let (size, age, attempts) = (read.payload.size(), read.age, read.attempts);
         let exchange = self.exchange(read.exchange.as_deref());
         let content = self.content(read);
+        let size = content.size().unwrap_or(size);
         let Some(row) = self.rows.get_mut(&id) else { return };
         row.size = size;
         row.attempts = row.attempts.max(attempts);
@@ -329,6 +331,16 @@ impl Dispatcher {
         match Message::from_row(row, &self.settings.rules) {
             Ok(message) => Content::Ready(Arc::new(message)),
             Err(invalid) => Content::Bad(invalid),
+        }
+    }
+}
+
+impl Content {
+    /// Bytes of the body that is held, which as a CloudEvent is larger than the one in the table.
+    fn size(&self) -> Option<u64> {
+        match self {
+            Self::Ready(message) => Some(message.body.len() as u64),
+            Self::Left | Self::Bad(_) => None,
         }
     }
 }

@@ -1,11 +1,12 @@
 //! Who goes and who waits, in plain sentences.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use uuid::Uuid;
 
 use crate::broker::{Confirmed, Doubt, Outcome};
-use crate::config::{OnDeadLetter, Ordering};
+use crate::config::{Attribute, CloudEvents, ContentMode, OnDeadLetter, Ordering, Piece};
 use crate::message::{Copies, MessageRules, OrderingKey, OutboxRow, Payload, RowId};
 use crate::relay::dispatch::{Dispatcher, LANE_DEPTH, Paused, RetryPolicy, Settings, Time};
 use crate::store::{Lease, NextStep, Stub};
@@ -102,12 +103,48 @@ pub(super) fn refuse(dispatcher: &mut Dispatcher, id: i64) -> NextStep {
     failures[0].next
 }
 
+/// Events in the JSON format, with a type of the row's own.
+fn events() -> CloudEvents {
+    CloudEvents {
+        mode: ContentMode::Structured,
+        prefix: "cloudEvents_",
+        attributes: vec![Attribute {
+            name: "source".to_owned(),
+            variable: "RELAY_CLOUDEVENTS_SOURCE",
+            value: vec![Piece::Text("/shop".to_owned())],
+        }],
+    }
+}
+
 /// The time of a row comes, and its body with it.
 fn bring(dispatcher: &mut Dispatcher, row: OutboxRow, now: Time) {
     dispatcher.tick(now);
     assert_eq!(go(dispatcher, 0), [0; 0]);
     assert_eq!(dispatcher.to_fetch(10).0, [row.id]);
     dispatcher.fetched(&[row.id], vec![row], now);
+}
+
+#[test]
+fn a_body_is_counted_as_large_as_its_event_is() {
+    let mut settings = settings(Ordering::Strict);
+    settings.rules.max_body_bytes = 1_000;
+    settings.rules.cloudevents = Some(Arc::new(events()));
+    let mut dispatcher = connected(settings);
+    let mut row = row(1, "a");
+    (row.kind, row.content_type) = (Some("t".to_owned()), "image/png".to_owned());
+    dispatcher.admit(vec![row.clone()], NOW);
+    let held = dispatcher.bytes;
+    let batch = dispatcher.next_batch(0);
+    assert!(batch[0].body.ends_with(b",\"data_base64\":\"Ym9keQ==\"}"));
+    assert_eq!(held, batch[0].body.len() as u64);
+    // Left in the table for its retry, and read again.
+    refuse(&mut dispatcher, 1);
+    assert_eq!(dispatcher.bytes, 0);
+    bring(&mut dispatcher, row, LATER);
+    assert_eq!(dispatcher.bytes, held);
+    assert_eq!(go(&mut dispatcher, 0), [1]);
+    confirm(&mut dispatcher, 1);
+    assert_eq!(dispatcher.bytes, 0);
 }
 
 #[test]

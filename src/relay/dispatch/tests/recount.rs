@@ -34,11 +34,11 @@ impl Dispatcher {
         let active = live().count() - stubs - confirmed;
         let held = live().filter(|row| matches!(row.state, State::Backoff { .. } | State::Failing { .. }));
         let held: BTreeSet<_> = held.filter_map(|row| row.key.as_ref()).collect();
-        let ready = self
-            .rows
-            .values()
-            .filter(|row| matches!(row.content, Content::Ready(_)));
-        let bytes: u64 = ready.map(|row| row.size).sum();
+        let body = |row: &Row| match &row.content {
+            Content::Ready(message) => message.body.len() as u64,
+            Content::Left | Content::Bad(_) => 0,
+        };
+        let bytes: u64 = self.rows.values().map(body).sum();
 
         let mut wrong = Vec::new();
         let mut same = |name: &str, counted: usize, found: usize| {
