@@ -134,7 +134,7 @@ fn a_body_is_counted_as_large_as_its_event_is() {
     (row.kind, row.content_type) = (Some("t".to_owned()), "image/png".to_owned());
     dispatcher.admit(vec![row.clone()], NOW);
     let held = dispatcher.bytes;
-    let batch = dispatcher.next_batch(0);
+    let batch = dispatcher.next_batch(0, 0);
     assert!(batch[0].body.ends_with(b",\"data_base64\":\"Ym9keQ==\"}"));
     assert_eq!(held, batch[0].body.len() as u64);
     // Left in the table for its retry, and read again.
