@@ -122,15 +122,22 @@
 //! that are found without a number at any time get one: for such tables this is the truth that the sweep is for others.
 //! `existing_tables::…`, and the store's own cases over such tables in `store::existing::…`.
 //!
-//! # Why a lane awaits all confirms of a batch
+//! # When a lane believes a confirm
 //!
-//! The client library attaches a returned (unroutable) message to whichever confirm completes next, not to its own. So
-//! the answer to one message cannot be believed alone. Within one batch it can be put right: once *all* confirms are
-//! in, every return of the batch has been attached to some message of it, and the returned `message_id`s, taken as a
-//! set, are exactly the unroutable ones. That is why `message_id`s within a batch are unique, why a channel belongs to
-//! one task, and why a batch that ended with an error settles only what was answered beyond doubt. A message whose
-//! publish was started is never dropped while the connection lives on, since it may arrive all the same: after a
-//! confirm timeout the connection is closed, its messages are unknown, and they go again on the next one.
+//! The client library attaches a returned (unroutable) message to whichever confirm of the channel completes next, not to
+//! its own. So the answer to one message cannot be believed alone. What helps is that a return comes before the confirm of
+//! its message, and that every confirm takes a return with it while there are any. So
+//!
+//! 1. if all confirms of a batch are in, and nothing that was confirmed on the channel brought a return, none of the batch
+//!    was returned, though batches behind it may still be on their way;
+//! 2. once nothing is on its way on the channel, every return has been attached to some confirm, and the returned
+//!    `message_id`s, taken as a set, are exactly the unroutable messages.
+//!
+//! A lane judges by the first as long as nothing comes back; then it sends nothing more until the second holds. That is why
+//! no two messages in flight have the same `message_id`, why a channel belongs to one task, and why a channel that ended with
+//! an error settles only what was answered beyond doubt. `broker::following::…`. A message whose publish was started is never
+//! dropped while the connection lives on, since it may arrive all the same: after a confirm timeout the connection is
+//! closed, its messages are unknown, and they go again on the next one.
 //!
 //! Many messages per batch and four lanes are what keeps this fast; see [`relay::lanes`].
 //!
@@ -178,7 +185,7 @@
 //!
 //! | what | bound |
 //! |---|---|
-//! | messages published and not settled | F, in batches of F / 4; with `pipelined` up to 3 F / 4 of a key that is alone |
+//! | messages published and not settled | F, in batches of F / 4, four on a lane at the most, where only `pipelined` keys need more than one |
 //! | rows confirmed and not marked, without body | below 3 F (see the next section) |
 //! | rows waiting or in flight | 2 F + 2 B |
 //! | of one key | (F + B) / 2, at least 16, and 64 while more than half of those are held; with `pipelined` F + B waiting, and 64 while more than three quarters are held; the rest is left in the table |
@@ -187,7 +194,7 @@
 //! | rows without a key due in more than a minute | not held, a later sweep finds them |
 //! | keys with a row of a paused exchange, without the row | a million, about 20 MB; above that nothing new is read |
 //! | skipped ids | 10,000 (100,000 until they are looked at), the lowest given up first and left to the sweep |
-//! | under way between the tasks | one read, one write, one batch per lane |
+//! | under way between the tasks | one read, one write, four batches per lane |
 //!
 //! While F of them are ready to go, rows are read only once B more have room, so that pages are whole ones. Rows that
 //! probes find are few and taken in beyond these bounds. The client library holds a copy of what it is
