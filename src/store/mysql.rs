@@ -35,17 +35,20 @@ mod inspect;
 mod migrate;
 mod operator;
 mod rows;
+mod script;
 mod source;
 mod statements;
 
 use connect::Connector;
+use script::Argument;
 use statements::Statements;
 
 /// More rows in one statement gain nothing, and hold their locks longer.
 const MAX_MARK: usize = 2_000;
 
-/// Error texts are up to 8,000 bytes each, and one packet may be limited to 16 MB or less (`max_allowed_packet`).
-const MAX_FAILURES: usize = 500;
+/// Error texts are up to 8,000 bytes each and stand in a script twice, and one packet may be limited to 16 MB or less
+/// (`max_allowed_packet`).
+const MAX_FAILURES: usize = 250;
 
 /// A transaction that is open for longer may commit rows that are sent behind later ones of their key. Which ones are
 /// open only a user with the privilege PROCESS is told here.
@@ -135,15 +138,12 @@ impl MySql {
         failures: &[serde_json::Value],
         holder: &Holder,
     ) -> Result<u64, StoreError> {
-        let text = json!(failures).to_string();
-        let written = self
-            .together(&self.write, &statements.failures, |query| {
-                query
-                    .bind(text.clone())
-                    .bind(holder.partitions)
-                    .bind(holder.member.clone())
-            })
-            .await?;
+        let arguments = [
+            Argument::Text(json!(failures).to_string()),
+            Argument::Number(holder.partitions.into()),
+            Argument::Text(holder.member.clone()),
+        ];
+        let written = self.together(&self.write, &statements.failures, &arguments).await?;
         Ok(written.last().copied().unwrap_or_default())
     }
 
@@ -313,7 +313,7 @@ impl Store for MySql {
         let mut marked = 0;
         for ids in sorted(rows).chunks(MAX_MARK) {
             let counts = self
-                .together(&self.write, &statements.mark, |query| query.bind(list(ids)))
+                .together(&self.write, &statements.mark, &[Argument::Text(list(ids))])
                 .await?;
             marked += counts.first().copied().unwrap_or_default();
         }
