@@ -19,11 +19,8 @@ use super::pace::{Pace, TidyWalk};
 use super::pauses::{self, Pause};
 use super::purge::{self, PurgeWalk, Window};
 use super::slot::Slot;
-use super::values::{FailureColumns, decode, decode_one, raw, sorted};
-use super::{
-    Backlog, Failure, Holder, LeaseAsk, LeaseView, OpenTransactions, Probe, Shares, Store, StoreError, StoreOptions,
-    Stub,
-};
+use super::values::{FailureColumns, decode, decode_one, sorted};
+use super::{Backlog, Failure, Holder, LeaseAsk, LeaseView, Probe, Shares, Store, StoreError, StoreOptions, Stub};
 use crate::broker::Confirmed;
 use crate::config::{Secret, TableName};
 use crate::message::{OrderingKey, OutboxRow, RowId};
@@ -34,22 +31,22 @@ mod existing;
 mod inspect;
 mod migrate;
 mod operator;
+mod pages;
 mod rows;
+mod script;
 mod source;
 mod statements;
 
 use connect::Connector;
+use script::Argument;
 use statements::Statements;
 
 /// More rows in one statement gain nothing, and hold their locks longer.
 const MAX_MARK: usize = 2_000;
 
-/// Error texts are up to 8,000 bytes each, and one packet may be limited to 16 MB or less (`max_allowed_packet`).
-const MAX_FAILURES: usize = 500;
-
-/// A transaction that is open for longer may commit rows that are sent behind later ones of their key. Which ones are
-/// open only a user with the privilege PROCESS is told here.
-const LONGEST_TRANSACTION: Duration = Duration::from_secs(50);
+/// Error texts are up to 8,000 bytes each and stand in a script twice, and one packet may be limited to 16 MB or less
+/// (`max_allowed_packet`).
+const MAX_FAILURES: usize = 250;
 
 /// `timestamp` ends in 2038; a longer wait is written as this one.
 const LONGEST_DELAY: Duration = Duration::from_secs(365 * 24 * 60 * 60);
@@ -135,15 +132,12 @@ impl MySql {
         failures: &[serde_json::Value],
         holder: &Holder,
     ) -> Result<u64, StoreError> {
-        let text = json!(failures).to_string();
-        let written = self
-            .together(&self.write, &statements.failures, |query| {
-                query
-                    .bind(text.clone())
-                    .bind(holder.partitions)
-                    .bind(holder.member.clone())
-            })
-            .await?;
+        let arguments = [
+            Argument::Text(json!(failures).to_string()),
+            Argument::Number(holder.partitions.into()),
+            Argument::Text(holder.member.clone()),
+        ];
+        let written = self.together(&self.write, &statements.failures, &arguments).await?;
         Ok(written.last().copied().unwrap_or_default())
     }
 
@@ -157,20 +151,6 @@ impl MySql {
             rows?.iter().map(rows::lease).collect::<Result<Vec<_>, _>>()
         };
         self.call(&self.leases, run).await.map_err(leases::explain)
-    }
-
-    async fn head_rows(
-        &self,
-        statements: &Statements,
-        after: RowId,
-        limit: u32,
-        shares: &Shares,
-    ) -> Result<Vec<OutboxRow>, StoreError> {
-        let query = match shares {
-            Shares::All => self.query(&statements.head).bind(after.0),
-            Shares::Some { of, owned } => shared(self.query(&statements.head_shares).bind(after.0), *of, owned),
-        };
-        self.page(query.bind(limit)).await
     }
 
     /// What the server's catalogue says of the table.
@@ -216,23 +196,6 @@ impl MySql {
         answer
     }
 
-    async fn page(&self, query: Statement<'_>) -> Result<Vec<OutboxRow>, StoreError> {
-        let rows = self.rows(&self.read, query).await?;
-        decode(&rows, |row| rows::outbox_row(row, &self.table))
-    }
-
-    /// Milliseconds stand for transaction numbers: one that began now has the number `next`, and all that began before
-    /// `oldest` are taken to have ended.
-    fn open_transactions(&self) -> OpenTransactions {
-        // One longest transaction after the start: none had a number before.
-        let now = self.started.elapsed() + LONGEST_TRANSACTION;
-        let number = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
-        OpenTransactions {
-            oldest: number(now - LONGEST_TRANSACTION),
-            next: number(now),
-        }
-    }
-
     async fn purge_window(&self, older_than: Duration, wanted: u64) -> Result<(u64, bool), StoreError> {
         let statements = self.statements().await?;
         let Some(purge_window) = &statements.purge_window else {
@@ -274,38 +237,15 @@ impl Store for MySql {
     }
 
     async fn scan(&self, after: RowId, to: RowId, limit: u32, shares: &Shares) -> Result<Vec<Stub>, StoreError> {
-        let statements = self.statements().await?;
-        let between = |sql: &Arc<str>| self.query(sql).bind(after.0).bind(to.0);
-        let query = match shares {
-            Shares::All => between(&statements.scan),
-            Shares::Some { of, owned } => shared(between(&statements.scan_shares), *of, owned),
-        };
-        decode(&self.rows(&self.read, query.bind(limit)).await?, rows::stub)
+        self.scan_rows(after, to, limit, shares).await
     }
 
     async fn probe(&self, ids: &[RowId]) -> Result<Probe, StoreError> {
-        let statements = self.statements().await?;
-        // Asked before the rows are looked at: what begins meanwhile is above it.
-        let open = self.open_transactions();
-        let query = self.query(&statements.probe).bind(list(&raw(ids)));
-        let found = decode(&self.rows(&self.read, query).await?, rows::probed)?;
-        Ok(Probe {
-            present: found.iter().map(|(stub, _)| stub.id).collect(),
-            unsent: found
-                .into_iter()
-                .filter_map(|(stub, unsent)| unsent.then_some(stub))
-                .collect(),
-            open,
-        })
+        self.probe_ids(ids).await
     }
 
     async fn fetch(&self, ids: &[RowId], bytes: u64) -> Result<Vec<OutboxRow>, StoreError> {
-        let statements = self.statements().await?;
-        let room = i64::try_from(bytes).unwrap_or(i64::MAX);
-        let query = self.query(&statements.fetch).bind(room).bind(list(&raw(ids)));
-        let mut rows = self.page(query).await?;
-        rows.sort_unstable_by_key(|row| row.id);
-        Ok(rows)
+        self.fetch_rows(ids, bytes).await
     }
 
     async fn mark_sent(&self, rows: &[Confirmed]) -> Result<u64, StoreError> {
@@ -313,7 +253,7 @@ impl Store for MySql {
         let mut marked = 0;
         for ids in sorted(rows).chunks(MAX_MARK) {
             let counts = self
-                .together(&self.write, &statements.mark, |query| query.bind(list(ids)))
+                .together(&self.write, &statements.mark, &[Argument::Text(list(ids))])
                 .await?;
             marked += counts.first().copied().unwrap_or_default();
         }
@@ -434,11 +374,6 @@ INSERT INTO {} (outbox, member, layout, expires_at) VALUES ({}, '', 0, 1e12) ON 
         div: "DIV",
         take: Take::ByNumber,
     }
-}
-
-fn shared<'q>(query: Statement<'q>, of: u16, owned: &[u16]) -> Statement<'q> {
-    let numbers: Vec<_> = owned.iter().map(u16::to_string).collect();
-    query.bind(of.max(1)).bind(numbers.join(","))
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {

@@ -145,9 +145,8 @@ fn parse(url: &Secret, tls: &Tls) -> Result<(MySqlConnectOptions, bool, bool), S
 /// The server gives up first: then the connection lives on, and no forgotten statement waits on the server for its lock.
 /// MariaDB bounds every statement, MySQL only reading ones; their waits for locks are bounded in whole seconds.
 ///
-/// Where refusals or numbers are in tables of the relay's own, a mark is a transaction of several statements. A relay that is
-/// frozen or cut off between two of them would keep its locks, and no lease ends that: MariaDB ends it after a second. MySQL
-/// has no such bound.
+/// A transaction that is open while nobody works in it is one whose statement has failed when its relay was frozen or cut off
+/// (see `script`): MariaDB ends it after a second. MySQL has no such bound.
 fn bounds(timeout: Duration) -> String {
     let bound = timeout.mul_f64(0.9);
     let lock = bound.as_secs().max(1);

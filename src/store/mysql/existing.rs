@@ -2,13 +2,14 @@
 
 use std::sync::Arc;
 
+use sqlx::Row as _;
 use sqlx::mysql::MySqlConnection;
-use sqlx::{Connection as _, Executor as _, Row as _};
 use tracing::warn;
 
 use super::error::is_locked;
+use super::script::{self, Argument};
 use super::statements::{self, Numbering, Statements};
-use super::{MySql, Statement, inspect, list, lock, rows, source};
+use super::{MySql, inspect, list, lock, rows, source};
 use crate::store::columns::{error_chars, explain};
 use crate::store::grants::Access;
 use crate::store::layout::{Layout, headers};
@@ -105,6 +106,7 @@ impl MySql {
         };
         self.write_failures(statements, &[], &nobody).await?;
         if let Some(number) = &statements.number {
+            self.make_lock(number).await?;
             self.execute(&self.read, self.query(&number.in_order).bind(0)).await?;
         }
         Ok(())
@@ -135,6 +137,15 @@ impl MySql {
         Ok(())
     }
 
+    /// Makes the row that is locked by who numbers, in a transaction of its own: if it is there, its lock is not waited for.
+    async fn make_lock(&self, number: &Numbering) -> Result<(), StoreError> {
+        let there = self.rows(&self.read, self.query(&number.see_lock)).await?;
+        if there.is_empty() {
+            self.execute(&self.read, self.query(&number.make_lock)).await?;
+        }
+        Ok(())
+    }
+
     /// Numbers rows that have none yet.
     pub(super) async fn number_rows(&self, number: &Numbering) -> Result<(), StoreError> {
         let work = async |hurried: bool| {
@@ -143,49 +154,26 @@ impl MySql {
             } else {
                 &number.in_order
             };
-            self.call(&self.read, async |connection| {
-                in_transaction(connection, async |connection| {
-                    match connection.fetch_optional(self.query(&number.lock)).await {
-                        Ok(Some(_)) => {}
-                        // The first time.
-                        Ok(None) => {
-                            connection.execute(self.query(&number.make_lock)).await?;
-                        }
-                        Err(error) if is_locked(&error) => return Ok(None),
-                        Err(error) => return Err(error),
-                    }
-                    let done = connection.execute(self.query(sql).bind(NUMBERED_AT_ONCE)).await?;
-                    Ok(Some(done.rows_affected()))
-                })
-                .await
-            })
-            .await
+            let sql = [Arc::clone(&number.lock), Arc::clone(sql)];
+            let script = script::transaction(&sql, &[Argument::Number(NUMBERED_AT_ONCE)]);
+            let run = async |connection: &mut MySqlConnection| {
+                let (answer, ended) = script::run(connection, script).await;
+                match ended {
+                    Ok(()) => Ok(Some(answer)),
+                    Err(error) if is_locked(&error) && answer.selected == 0 => Ok(None),
+                    Err(error) => Err(error),
+                }
+            };
+            let Some(answer) = self.call(&self.read, run).await? else {
+                return Ok(None);
+            };
+            if answer.selected == 0 {
+                // Somebody took it away: the next look waits for it again.
+                self.make_lock(number).await?;
+            }
+            Ok(Some(answer.changed.last().copied().unwrap_or_default()))
         };
         self.numbering.look(NUMBERED_AT_ONCE, work).await
-    }
-
-    /// Statements with the same arguments: one by itself, several in one transaction. The rows that each of them changed.
-    pub(super) async fn together(
-        &self,
-        slot: &Slot<MySqlConnection>,
-        statements: &[Arc<str>],
-        bind: impl for<'q> Fn(Statement<'q>) -> Statement<'q> + Send + Sync,
-    ) -> Result<Vec<u64>, StoreError> {
-        if let [only] = statements {
-            return Ok(vec![self.execute(slot, bind(self.query(only))).await?]);
-        }
-        self.call(slot, async |connection| {
-            in_transaction(connection, async |connection| {
-                let mut counts = Vec::with_capacity(statements.len());
-                for sql in statements {
-                    let done = connection.execute(bind(self.query(sql))).await?;
-                    counts.push(done.rows_affected());
-                }
-                Ok(counts)
-            })
-            .await
-        })
-        .await
     }
 
     pub(super) async fn tidy_own_tables(&self) -> Result<(), StoreError> {
@@ -201,7 +189,7 @@ impl MySql {
         let seen: Vec<(i64, bool)> = decode(&rows, |row| Ok((row.try_get(0)?, row.try_get::<i64, _>(1)? != 0)))?;
         let gone: Vec<i64> = seen.iter().filter(|(_, there)| !there).map(|(id, _)| *id).collect();
         if !gone.is_empty() {
-            self.together(&self.housekeeping, &statements.free, |query| query.bind(list(&gone)))
+            self.together(&self.housekeeping, &statements.free, &[Argument::Text(list(&gone))])
                 .await?;
         }
         lock(&self.tidied).advance(seen.len() as i64, seen.last().map(|(id, _)| *id));
@@ -213,24 +201,9 @@ impl MySql {
             .await?;
         let gone: Vec<i64> = decode(&rows, |row| row.try_get(0))?;
         if !gone.is_empty() {
-            self.together(&self.housekeeping, &statements.free, |query| query.bind(list(&gone)))
+            self.together(&self.housekeeping, &statements.free, &[Argument::Text(list(&gone))])
                 .await?;
         }
         Ok(())
-    }
-}
-
-/// Ends it in any case: the driver would only do so with the next use of the connection, and hold the locks until then.
-async fn in_transaction<T>(
-    connection: &mut MySqlConnection,
-    work: impl AsyncFnOnce(&mut MySqlConnection) -> Result<T, sqlx::Error>,
-) -> Result<T, sqlx::Error> {
-    let mut transaction = connection.begin().await?;
-    match work(&mut transaction).await {
-        Ok(answer) => transaction.commit().await.map(|()| answer),
-        Err(error) => {
-            transaction.rollback().await?;
-            Err(error)
-        }
     }
 }

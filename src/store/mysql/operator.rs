@@ -13,6 +13,7 @@ use sqlx::mysql::MySqlRow;
 
 use super::inspect::{self, backquoted, in_backquotes};
 use super::rows::{self, bytes, message_id, text};
+use super::script::Argument;
 use super::statements::{AGE, CREATED, DUE, LISTED, Statements, listed};
 use super::{MAX_MARK, MySql, lease_dialect, list, micros};
 use crate::message::RowId;
@@ -47,7 +48,7 @@ impl MySql {
         let mut changed = 0;
         for ids in ids.chunks(MAX_MARK) {
             let counts = self
-                .together(&self.write, statements, |query| query.bind(list(ids)))
+                .together(&self.write, statements, &[Argument::Text(list(ids))])
                 .await?;
             changed += counts.first().copied().unwrap_or_default();
         }

@@ -250,6 +250,7 @@ pub(super) fn number(table: &TableName, layout: &Layout) -> Numbering {
         // Beside all outboxes, none of which has an empty name.
         lock: format!("SELECT position FROM {positions} WHERE outbox = '' AND row_key = {outbox} FOR UPDATE NOWAIT")
             .into(),
+        see_lock: format!("SELECT position FROM {positions} WHERE outbox = '' AND row_key = {outbox}").into(),
         // By a number that is none of the rows'.
         make_lock: format!(
             "INSERT IGNORE INTO {positions} (outbox, position, row_key) VALUES ('', -1 - CAST(crc32({outbox}) AS SIGNED), {outbox})"

@@ -17,7 +17,9 @@ use crate::store::{BACKLOG_CAP, INLINE_PAYLOAD_BYTES, SCAN_HORIZON};
 pub(super) struct Numbering {
     /// Locks the row that stands for it, or fails at once.
     pub(super) lock: Arc<str>,
-    /// Makes that row.
+    /// Whether that row is there.
+    pub(super) see_lock: Arc<str>,
+    /// Makes it.
     pub(super) make_lock: Arc<str>,
     pub(super) in_order: Arc<str>,
     pub(super) as_they_come: Arc<str>,

@@ -49,7 +49,7 @@ const RENAMED: &str = "Events Out";
 pub(crate) struct Renamed<H>(H);
 
 /// No columns for refusals.
-pub(crate) struct Bare<H>(H);
+pub(crate) struct Bare<H>(pub(crate) H);
 
 const BARE: &[(&str, &str)] = &[
     ("RELAY_COLUMN_ATTEMPTS", "-"),

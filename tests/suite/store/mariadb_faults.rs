@@ -252,7 +252,7 @@ async fn errors_hold_no_password_and_no_body() {
 const FREEING: &str = "SELECT count(*) FROM information_schema.processlist
     WHERE db = database() AND id <> connection_id() AND info LIKE '%outbox_relay_failures%' AND command <> 'Sleep'";
 
-/// Another relay marks the row, though the first one had begun to: its locks end without it.
+/// What a relay has begun is ended without it, and its locks with it.
 #[tokio::test]
 async fn a_relay_that_is_cut_off_within_a_mark_holds_up_no_other() {
     let db = MariaDb::fresh().await;
@@ -286,8 +286,58 @@ async fn a_relay_that_is_cut_off_within_a_mark_holds_up_no_other() {
     line.stall();
     other.execute("ROLLBACK").await.expect("released");
     let marked = tokio::time::timeout(Duration::from_secs(30), near.mark_sent(&confirmed([1]))).await;
-    assert_eq!(marked.expect("in time").expect("marked"), 1);
+    assert_eq!(marked.expect("in time").expect("an answer"), 0, "it is marked");
+    assert_eq!(db.number("SELECT count(*) FROM outbox_relay_failures").await, 0);
     line.resume();
-    let error = marking.await.expect("no panic").expect_err("its transaction was ended");
-    assert!(matches!(error, StoreError::Unavailable(_)), "{error:?}");
+    assert_eq!(marking.await.expect("no panic").expect("its answer was kept"), 1);
+}
+
+/// The lock under which rows are numbered ends without the relay that took it.
+#[tokio::test]
+async fn a_relay_that_is_cut_off_while_it_numbers_holds_up_no_other() {
+    let db = MariaDb::fresh().await;
+    db.execute("CREATE TABLE events (id varchar(9) PRIMARY KEY, payload text)")
+        .await;
+    let options = StoreOptions {
+        mapping: mapping(&[("RELAY_ROUTING_KEY", "r")]),
+        timeout: Duration::from_secs(120),
+        ..options("events", OnSent::Delete)
+    };
+    store::migrate(&db.url(), options.clone()).await.expect("migrations");
+    let port = crate::support::MariaDb::shared().await.port();
+    let line = Proxy::start(([127, 0, 0, 1], port).into()).await;
+    let far = store::open(&Secret::new(line.through(&db.url)), options.clone()).expect("a good URL");
+    let near = store::open(&db.url(), options).expect("a good URL");
+    far.inspect().await.expect("a table");
+    near.inspect().await.expect("a table");
+    db.execute("INSERT INTO events VALUES ('a', '1')").await;
+    let mut other = db.another().await;
+    let number = "INSERT INTO outbox_relay_positions (outbox, row_key) VALUES ('events', 'a')";
+    for sql in ["START TRANSACTION", number] {
+        other
+            .execute(sqlx::raw_sql(sqlx::AssertSqlSafe(sql)))
+            .await
+            .expect("raw SQL");
+    }
+    let looking = tokio::spawn(async move { far.head(RowId(0), 10, ALL).await });
+    let numbering = "SELECT count(*) FROM information_schema.processlist
+        WHERE db = database() AND id <> connection_id() AND info LIKE '%INSERT IGNORE INTO \"outbox_relay_positions%'";
+    until("it waits for the other one", Duration::from_secs(20), async || {
+        db.number(numbering).await == 1
+    })
+    .await;
+    line.stall();
+    other.execute(sqlx::raw_sql("ROLLBACK")).await.expect("released");
+    until("another relay reads the row", Duration::from_secs(30), async || {
+        near.head(RowId(0), 10, ALL).await.expect("a head").len() == 1
+    })
+    .await;
+    db.execute("INSERT INTO events VALUES ('b', '2')").await;
+    until("and numbers the next one", Duration::from_secs(30), async || {
+        near.head(RowId(0), 10, ALL).await.expect("a head").len() == 2
+    })
+    .await;
+    line.resume();
+    let seen = looking.await.expect("no panic").expect("its answer was kept");
+    assert!(!seen.is_empty());
 }

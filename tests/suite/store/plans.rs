@@ -6,7 +6,8 @@ use outbox_relay::message::RowId;
 use outbox_relay::store::Shares;
 use outbox_relay::store::operator::{DeadFilter, Refused};
 
-use crate::store::harness::{Harness, head, head_ids};
+use crate::store::existing::{Bare, Keyless, Numbered};
+use crate::store::harness::{Harness, confirmed, head, head_ids};
 use crate::store::mariadb::{MariaDb, product};
 use crate::store::postgres::Postgres;
 use crate::support::{Product, numbers, until};
@@ -185,7 +186,7 @@ async fn sent_rows_of_a_partitioned_table_cost_a_poll_nothing() {
         assert_eq!(scan.expect("a scan").len(), 10);
         assert_eq!(store.backlog().await.expect("a backlog").pending, 10);
     }
-    let rows = crate::store::harness::confirmed(40_001..=40_010);
+    let rows = confirmed(40_001..=40_010);
     assert_eq!(store.mark_sent(&rows).await.expect("marked"), 10);
     store.close().await;
     // The last reads come in one report with the marks.
@@ -200,4 +201,73 @@ async fn sent_rows_of_a_partitioned_table_cost_a_poll_nothing() {
     let (scanned, read) = (db.number(scanned).await, db.number(read).await);
     // The indexes were built by reading each partition, once for each.
     assert!(scanned <= 3 * 40_010 && read < 2_000, "{scanned}, {read}");
+}
+
+/// Statistics from before the rows were there, or none, do not make a poll of a mapped table read what was sent.
+#[tokio::test]
+async fn polls_of_a_mapped_table_of_mariadb_keep_to_its_index_whatever_the_statistics() {
+    for statistics in ["SELECT 1", "ANALYZE TABLE outbox"] {
+        let db = Bare::<MariaDb>::fresh().await;
+        let store = db.migrated().await;
+        db.execute("ALTER TABLE outbox ADD INDEX (sent_at, id), STATS_AUTO_RECALC = 0")
+            .await;
+        db.execute(statistics).await;
+        db.execute(&format!(
+            "INSERT INTO outbox (routing_key, payload, sent_at) SELECT 'r', '{{}}', now() FROM {}",
+            numbers(1, 50_000)
+        ))
+        .await;
+        db.execute(&format!(
+            "INSERT INTO outbox (routing_key, payload) SELECT 'r', '{{}}' FROM {}",
+            numbers(1, 10)
+        ))
+        .await;
+        let read = Reads::of(&db.0).await;
+        for _ in 0..5 {
+            assert_eq!(head(&store).await.len(), 10);
+            let scan = store.scan(RowId(0), RowId(i64::MAX), 99, ALL).await;
+            assert_eq!(scan.expect("a scan").len(), 10);
+        }
+        let ids = head_ids(&store).await;
+        assert_eq!(store.mark_sent(&confirmed(ids)).await.expect("marked"), 10);
+        store.close().await;
+        let read = read.since(&db.0).await;
+        assert!(read < 1_000, "{statistics}: {read} rows were read");
+    }
+}
+
+/// Rows that the relay numbers are looked up one by one, by their key or by their place, whatever the statistics say.
+async fn numbered_rows_are_looked_up<H: Harness>(db: &H, keyed: bool) {
+    let store = db.migrated().await;
+    db.execute("ALTER TABLE outbox SET (autovacuum_enabled = off)").await;
+    db.insert(&["a"; 10]).await;
+    let scans = "SELECT coalesce(seq_tup_read, 0)::bigint FROM pg_stat_user_tables WHERE relname = 'outbox'";
+    assert_eq!(head(&store).await.len(), 10);
+    db.execute(
+        "INSERT INTO outbox (routing_key, payload, sent_at) SELECT 'r', '{}', now() FROM generate_series(1, 50000)",
+    )
+    .await;
+    store.close().await;
+    let before = db.number(scans).await;
+    for _ in 0..5 {
+        let scan = store.scan(RowId(0), RowId(i64::MAX), 99, ALL).await;
+        assert_eq!(scan.expect("a scan").len(), 10);
+    }
+    let ids = head_ids(&store).await;
+    assert_eq!(store.mark_sent(&confirmed(ids)).await.expect("marked"), 10);
+    store.close().await;
+    let marked = "SELECT n_tup_upd FROM pg_stat_user_tables WHERE relname = 'outbox'";
+    until("the server has counted", Duration::from_secs(10), async || {
+        db.number(marked).await == 10
+    })
+    .await;
+    // The look for rows without a number goes over the table, and nothing else does.
+    let read = db.number(scans).await - before;
+    assert!(read <= 2 * 50_010, "keyed: {keyed}: {read} rows were read");
+}
+
+#[tokio::test]
+async fn rows_that_postgres_numbers_are_looked_up_by_key_or_place() {
+    numbered_rows_are_looked_up(&Numbered::<Postgres>::fresh().await, true).await;
+    numbered_rows_are_looked_up(&Keyless::<Postgres>::fresh().await, false).await;
 }
