@@ -76,6 +76,13 @@ async fn check_tells_of_queues_that_can_lose_and_of_rows_that_nobody_takes() {
         "ok      routing keys of exchange \"events\": a queue takes each of the 1 that 2 unsent rows have",
     ];
     said(&outbox, &variables, &all_well, 0).await;
+    let (_, out, err) = outbox.command(&["status", "--json"], &variables).await;
+    let report: serde_json::Value = serde_json::from_str(&out).unwrap_or_else(|_| panic!("{out}{err}"));
+    let version = report["broker"]["version"].as_str().unwrap_or_default();
+    let own = rabbit.eval("rabbit_misc:version()").await;
+    assert_eq!(format!("\"{}\"", version.trim_start_matches("RabbitMQ ")), own);
+    let (_, out, _) = outbox.command(&["status"], &variables).await;
+    assert!(out.contains(version) && !out.contains("s3cr3t"), "{out}");
 
     // A classic queue behind another exchange; an exchange that is not there, and keys without a queue.
     declare(&rabbit.url(), "audit", "ledger", Kind::Classic, &["entry"]).await;
