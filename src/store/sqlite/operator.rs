@@ -189,7 +189,13 @@ impl Operator for Sqlite {
             self.unsent_rows(&statements).await?,
             statements.source.open()
         );
-        let sql = count_routes("CAST(o.exchange AS TEXT)", "CAST(o.routing_key AS TEXT)", &open, limit);
+        let sql = count_routes(
+            "CAST(o.exchange AS TEXT)",
+            "CAST(o.routing_key AS TEXT)",
+            &statements.source,
+            &open,
+            limit,
+        );
         decode(&self.ask(sql).await?, route)
     }
 
