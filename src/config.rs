@@ -47,7 +47,7 @@ pub struct Config {
     pub database_url: Secret,
     /// Brokers to try in turn, at least one.
     pub amqp_urls: Vec<Secret>,
-    /// The broker's management plug-in, which only `check` asks.
+    /// The broker's management plug-in, which only `check` and `status` ask.
     pub amqp_management_url: Option<Secret>,
     /// Exchange of rows that name none, at most 255 bytes; empty is the default exchange.
     pub amqp_exchange: String,

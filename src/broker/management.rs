@@ -1,5 +1,5 @@
-//! What RabbitMQ's management plug-in tells of exchanges, bindings and queues. Only `check` asks it: the relay itself needs
-//! AMQP and no more.
+//! What RabbitMQ's management plug-in tells of exchanges, bindings and queues. Only `check` and `status` ask it: the relay
+//! itself needs AMQP and no more.
 
 mod http;
 mod topology;
@@ -44,6 +44,14 @@ pub struct Access<'a> {
     pub timeout: Duration,
 }
 
+/// Which broker it is, with its version: `RabbitMQ 4.0.5`.
+///
+/// # Errors
+/// As for [`look`].
+pub async fn product(access: Access<'_>) -> Result<String, String> {
+    name(&mut Client::connect(&access).await?).await
+}
+
 /// Looks at these exchanges of a virtual host and at all that is bound to them. `queue_names`: routing keys for the default
 /// exchange, which leads to the queues of these names.
 ///
@@ -57,8 +65,7 @@ pub async fn look(
 ) -> Result<View, String> {
     let looking = async {
         let mut client = Client::connect(&access).await?;
-        let overview = client.get(&["api", "overview"]).await?.granted()?;
-        let product = product(overview.as_ref().unwrap_or(&Value::Null))?;
+        let product = name(&mut client).await?;
         let mut visit = Visit {
             client,
             vhost,
@@ -78,7 +85,8 @@ pub async fn look(
         .unwrap_or_else(|_| Err(format!("not all that was asked was answered within {PATIENCE:?}")))
 }
 
-fn product(overview: &Value) -> Result<String, String> {
+async fn name(client: &mut Client) -> Result<String, String> {
+    let overview = client.get(&["api", "overview"]).await?.granted()?.unwrap_or_default();
     let version = overview["rabbitmq_version"]
         .as_str()
         .ok_or("what answers there is not RabbitMQ's management plug-in")?;

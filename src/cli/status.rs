@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 
 use super::healthcheck;
 use crate::broker::amqp::Amqp;
+use crate::broker::management::{self, Access};
 use crate::broker::{Broker, Session};
 use crate::config::Config;
 use crate::status::{Status, missing};
@@ -44,7 +45,8 @@ pub(super) async fn status(config: Config, args: &StatusArgs) -> anyhow::Result<
     let status = Status::new(operator.clone(), config.clone());
     let mut probe = Probe::new(&config);
     loop {
-        let (relay, broker) = tokio::join!(relay(&config), probe.look(&status));
+        let (relay, mut broker, version) = tokio::join!(relay(&config), probe.look(&status), version(&config));
+        broker["version"] = version;
         let report = status.report(relay, broker).await;
         show(&report, args);
         if !args.watch {
@@ -80,6 +82,23 @@ async fn relay(config: &Config) -> Value {
         Ok((200, body)) => serde_json::from_str(&body).unwrap_or_else(|_| missing("the answer is not understood")),
         Ok((code, _)) => missing(format!("another program, or another version, answers with {code}")),
         Err(error) => missing(format!("{error:#}")),
+    }
+}
+
+/// The broker's product and version; null where there is no management plug-in to ask, as the client library does not hand
+/// out what the broker says of itself.
+async fn version(config: &Config) -> Value {
+    let Some(url) = &config.amqp_management_url else {
+        return Value::Null;
+    };
+    let access = Access {
+        url,
+        tls: &config.amqp_tls,
+        timeout: SHORT,
+    };
+    match management::product(access).await {
+        Ok(product) => product.into(),
+        Err(reason) => format!("unknown ({reason})").into(),
     }
 }
 

@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use super::source::Source;
 use super::{Store, StoreError};
 use crate::message::{MessageId, OrderingKey, RowId};
 use async_trait::async_trait;
@@ -38,7 +39,8 @@ pub trait Operator: Store {
     /// key without any is left out.
     async fn rows_of_keys(&self, keys: &[&str]) -> Result<Vec<(String, u64)>, StoreError>;
 
-    /// Where the first [`WAITING_SCAN`] unsent rows go, up to `limit` different places, those of most rows first.
+    /// Where the first [`WAITING_SCAN`] unsent rows go, up to `limit` different places, those of most rows first. Of a table without a
+    /// number: any so many, dead letters included.
     async fn routes(&self, limit: u32) -> Result<Vec<Route>, StoreError>;
 
     /// Up to `limit` dead letters above `after`, in `id` order.
@@ -314,9 +316,13 @@ pub(super) fn reason_of(column: &str) -> String {
 
 /// A statement that counts unsent rows by where they go; `open`: tables and conditions that give them, `exchange` and `key`:
 /// expressions for texts.
-pub(super) fn count_routes(exchange: &str, key: &str, open: &str, limit: u32) -> String {
+pub(super) fn count_routes(exchange: &str, key: &str, source: &Source, open: &str, limit: u32) -> String {
+    let from = match &source.waiting {
+        Some(waiting) => waiting.clone(),
+        None => format!("{open} ORDER BY o.id"),
+    };
     format!(
-        "SELECT e, k, count(*) FROM (SELECT {exchange} AS e, {key} AS k FROM {open} ORDER BY o.id LIMIT {WAITING_SCAN}) AS u
+        "SELECT e, k, count(*) FROM (SELECT {exchange} AS e, {key} AS k FROM {from} LIMIT {WAITING_SCAN}) AS u
          GROUP BY e, k ORDER BY 3 DESC, e, k LIMIT {limit}"
     )
 }

@@ -70,7 +70,8 @@ pub(super) struct Source {
     pub(super) dead: String,
     /// That a row is not sent, where that can be told; empty: every row that is there is unsent.
     pub(super) unsent: String,
-    /// The unsent rows themselves, where many of them are not in `reads` yet: with the times they have in their table.
+    /// The unsent rows themselves, where many of them are not in `reads` yet: with the times they have in their table, exchange and
+    /// routing key. Those given up are among them.
     pub(super) waiting: Option<String>,
     /// The message id of `o`.
     pub(super) message_id: String,
@@ -244,7 +245,7 @@ fn content(field: Field, layout: &Layout, dialect: &dyn Dialect) -> String {
     }
 }
 
-/// The unsent rows as the table has them, with what is needed to tell how old they are.
+/// The unsent rows as the table has them, with what is needed to tell how old they are and where they go.
 pub(super) fn waiting(table: &TableName, layout: &Layout, dialect: &dyn Dialect) -> String {
     let of = |column: &Column| format!("a.{}", column.quoted());
     let never = dialect.null(Need::Time);
@@ -257,9 +258,12 @@ pub(super) fn waiting(table: &TableName, layout: &Layout, dialect: &dyn Dialect)
         unsent => format!(" WHERE {unsent}"),
     };
     format!(
-        "(SELECT {} AS created_at, {} AS available_at, {never} AS next_attempt_at FROM {table} AS a{unsent}) AS o",
+        "(SELECT {} AS created_at, {} AS available_at, {never} AS next_attempt_at, {} AS exchange, {} AS routing_key
+          FROM {table} AS a{unsent}) AS o",
         time(Field::CreatedAt),
-        time(Field::AvailableAt)
+        time(Field::AvailableAt),
+        content(Field::Exchange, layout, dialect),
+        content(Field::RoutingKey, layout, dialect),
     )
 }
 

@@ -1,11 +1,13 @@
 //! What `check` learns from the broker's management plug-in, a real one.
 
 use lapin::ExchangeKind;
+use lapin::options::QueueBindOptions;
+use lapin::types::FieldTable;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
 use crate::outbox::{Outbox, SECOND};
-use crate::support::{Authority, Kind, Postgres, Rabbit, declare, exchange, replace, until};
+use crate::support::{Authority, Kind, Postgres, Rabbit, declare, exchange, replace, unbind, until};
 
 /// A user who may look and nothing else, with the URL of the plug-in.
 async fn watcher(rabbit: &Rabbit, scheme: &str) -> String {
@@ -76,6 +78,13 @@ async fn check_tells_of_queues_that_can_lose_and_of_rows_that_nobody_takes() {
         "ok      routing keys of exchange \"events\": a queue takes each of the 1 that 2 unsent rows have",
     ];
     said(&outbox, &variables, &all_well, 0).await;
+    let (_, out, err) = outbox.command(&["status", "--json"], &variables).await;
+    let report: serde_json::Value = serde_json::from_str(&out).unwrap_or_else(|_| panic!("{out}{err}"));
+    let version = report["broker"]["version"].as_str().unwrap_or_default();
+    let own = rabbit.eval("rabbit_misc:version()").await;
+    assert_eq!(format!("\"{}\"", version.trim_start_matches("RabbitMQ ")), own);
+    let (_, out, _) = outbox.command(&["status"], &variables).await;
+    assert!(out.contains(version) && !out.contains("s3cr3t"), "{out}");
 
     // A classic queue behind another exchange; an exchange that is not there, and keys without a queue.
     declare(&rabbit.url(), "audit", "ledger", Kind::Classic, &["entry"]).await;
@@ -168,6 +177,20 @@ async fn free_tls_port(rabbit: &Rabbit, certificate: &std::path::Path, key: &std
     port
 }
 
+/// As an administrator binds a queue.
+async fn bind(rabbit: &Rabbit, exchange: &str, queue: &str, key: &str) {
+    let connection = lapin::Connection::connect(&rabbit.url(), lapin::ConnectionProperties::default())
+        .await
+        .unwrap();
+    let channel = connection.create_channel().await.unwrap();
+    let (options, arguments) = (QueueBindOptions::default(), FieldTable::default());
+    channel
+        .queue_bind(queue.into(), exchange.into(), key.into(), options, arguments)
+        .await
+        .unwrap();
+    connection.close(200, "done".into()).await.unwrap();
+}
+
 #[tokio::test]
 async fn routing_keys_of_every_database_are_compared() {
     let rabbit = Rabbit::start_with_management(None).await;
@@ -202,6 +225,39 @@ async fn routing_keys_of_every_database_are_compared() {
             .db
             .run("UPDATE outbox SET routing_key = 'good' WHERE routing_key <> 'good'")
             .await;
+    }
+    // Where the routing key is made of columns.
+    for database in ["postgres", "mariadb", "sqlite"] {
+        let outbox = Outbox::without_tables(database, &[]).await;
+        outbox
+            .db
+            .run("CREATE TABLE events (seq bigint NOT NULL PRIMARY KEY, kind varchar(99), body varchar(99), done int NOT NULL DEFAULT 0)")
+            .await;
+        for (seq, kind) in [(1, "good"), (2, "bad"), (3, "bad")] {
+            let row = format!("INSERT INTO events (seq, kind, body) VALUES ({seq}, '{kind}', '{{}}')");
+            outbox.db.run(&row).await;
+        }
+        let variables = [
+            ("RELAY_AMQP_MANAGEMENT_URL", url.as_str()),
+            ("RELAY_AMQP_URL", &rabbit.url()),
+            ("RELAY_AMQP_EXCHANGE", "made"),
+            ("RELAY_OUTBOX_TABLE", "events"),
+            ("RELAY_OUTBOX_ON_SENT", "delete"),
+            ("RELAY_COLUMN_ID", "seq"),
+            ("RELAY_COLUMN_PAYLOAD", "body"),
+            ("RELAY_ROUTING_KEY", "made.{kind}"),
+        ];
+        let (_, out, err) = outbox.command(&["migrate"], &variables).await;
+        assert!(out.contains("is the application's"), "{out}{err}");
+        exchange(&rabbit.url(), "made", ExchangeKind::Topic, &[], None).await;
+        declare(&rabbit.url(), "", "made", Kind::Quorum, &[]).await;
+        bind(&rabbit, "made", "made", "*.good").await;
+        let lines = ["FAILED  routing keys of exchange \"made\": no queue takes \"made.bad\" (2 rows)"];
+        said(&outbox, &variables, &lines, 1).await;
+        bind(&rabbit, "made", "made", "made.#").await;
+        let lines = ["ok      routing keys of exchange \"made\": a queue takes each of the 2 that 3 unsent rows have"];
+        said(&outbox, &variables, &lines, 0).await;
+        unbind(&rabbit.url(), "made", "made", "made.#").await;
     }
     // On Linux 0.0.0.0 is reached on this machine; by its number alone it is no loopback.
     let outbox = Outbox::on_postgres().await;

@@ -71,7 +71,11 @@ fn database(value: &Value) -> String {
 fn broker(value: &Value) -> String {
     if value["ok"] == true {
         let address = value.get("address").or_else(|| value["addresses"].get(0));
-        format!("{GOOD}ok{GOOD:#} {}", address.map(plain).unwrap_or_default())
+        let address = address.map(plain).unwrap_or_default();
+        match &value["version"] {
+            Value::Null => format!("{GOOD}ok{GOOD:#} {address}"),
+            version => format!("{GOOD}ok{GOOD:#} {}, {address}", plain(version)),
+        }
     } else {
         format!("{BAD}away:{BAD:#} {}", plain(&value["reason"]))
     }

@@ -77,7 +77,7 @@ pub const VARIABLES: &[Variable] = &[
     ),
     optional_secret(
         "RELAY_AMQP_MANAGEMENT_URL",
-        "of RabbitMQ's management plug-in, for `check` only: `https://user:password@host:15671`; also `RELAY_AMQP_MANAGEMENT_URL_FILE`, a file that holds it",
+        "of RabbitMQ's management plug-in, for `check` and `status` only: `https://user:password@host:15671`; also `RELAY_AMQP_MANAGEMENT_URL_FILE`, a file that holds it",
     ),
     optional("RELAY_DATABASE_TIMEOUT", "30s", "bound of each statement, 1ms to 1h"),
     without_default(

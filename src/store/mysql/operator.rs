@@ -233,7 +233,13 @@ impl Operator for MySql {
         let open = format!("{} WHERE {}", statements.source.reads, statements.source.open());
         // Told apart by their bytes, whatever the collation of the columns.
         let bytes = |column: &str| format!("CAST(convert({column} USING utf8mb4) AS BINARY)");
-        let sql = count_routes(&bytes("o.exchange"), &bytes("o.routing_key"), &open, limit);
+        let sql = count_routes(
+            &bytes("o.exchange"),
+            &bytes("o.routing_key"),
+            &statements.source,
+            &open,
+            limit,
+        );
         decode(&self.ask(sql).await?, route)
     }
 

@@ -211,7 +211,13 @@ impl Operator for Postgres {
     async fn routes(&self, limit: u32) -> Result<Vec<Route>, StoreError> {
         let statements = self.statements().await?;
         let open = format!("{} WHERE {}", statements.source.reads, open(&statements.source));
-        let sql = count_routes("o.exchange::text", "o.routing_key::text", &open, limit);
+        let sql = count_routes(
+            "o.exchange::text",
+            "o.routing_key::text",
+            &statements.source,
+            &open,
+            limit,
+        );
         decode(&self.ask(sql).await?, route)
     }
 

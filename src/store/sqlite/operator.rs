@@ -207,7 +207,13 @@ impl Operator for Sqlite {
             self.open_rows(&statements).await?,
             statements.source.open()
         );
-        let sql = count_routes("CAST(o.exchange AS TEXT)", "CAST(o.routing_key AS TEXT)", &open, limit);
+        let sql = count_routes(
+            "CAST(o.exchange AS TEXT)",
+            "CAST(o.routing_key AS TEXT)",
+            &statements.source,
+            &open,
+            limit,
+        );
         decode(&self.ask(sql).await?, route)
     }
 
