@@ -16,6 +16,7 @@ use crate::relay::{self, Ended, Parts, Stop};
 use crate::status::Status;
 use crate::store;
 use crate::systemd;
+use crate::traces::Traces;
 
 pub(super) async fn run(config: Config) -> anyhow::Result<ExitCode> {
     // Signals first: one that comes during the start must not kill the process half way.
@@ -44,6 +45,7 @@ pub(super) async fn run(config: Config) -> anyhow::Result<ExitCode> {
     ));
     systemd::ready().await;
     let watched = tokio::spawn(systemd::answer_watchdog(health.clone()));
+    let traces = Traces::start(config.traces.as_ref()).map(Arc::new);
     let broker = Arc::new(Amqp::new(super::amqp_options(&config)));
     let relay = relay::run(
         Parts {
@@ -52,11 +54,15 @@ pub(super) async fn run(config: Config) -> anyhow::Result<ExitCode> {
             broker,
             metrics,
             health,
+            traces: traces.clone(),
         },
         stop,
     );
     // A task of its own: a panic in it ends the process in order, with exit code 1.
     let ended = tokio::spawn(relay).await.unwrap_or(Ended::Broken);
+    if let Some(traces) = traces {
+        traces.stop().await;
+    }
     serving.abort();
     watched.abort();
     Ok(match ended {

@@ -13,6 +13,7 @@ use crate::broker::{Broker, Connected, Lane, Session};
 use crate::health::Health;
 use crate::message::{Compression, Message};
 use crate::metrics::Metrics;
+use crate::traces::{Server, Traces};
 
 use super::Event;
 use super::dispatch::Generation;
@@ -33,6 +34,7 @@ pub(super) type Batch = Vec<Arc<Message>>;
 pub(super) struct Publisher {
     pub(super) broker: Arc<dyn Broker>,
     pub(super) compression: Option<Compression>,
+    pub(super) traces: Option<Arc<Traces>>,
     pub(super) metrics: Arc<Metrics>,
     pub(super) health: Arc<Health>,
     pub(super) events: mpsc::Sender<Event>,
@@ -89,6 +91,7 @@ impl Publisher {
         self.health.broker.up();
         self.metrics.broker_connected.set(1);
         let (broken, mut breaks) = mpsc::channel(1);
+        let broker = Arc::new(Server::of(session.address()));
         let mut tasks = JoinSet::new();
         let mut senders = Vec::with_capacity(lanes.len());
         for (number, lane) in lanes.into_iter().enumerate() {
@@ -97,6 +100,7 @@ impl Publisher {
             let task = LaneTask {
                 lane,
                 compression: self.compression,
+                traces: self.traces.clone().map(|traces| (traces, broker.clone())),
                 number,
                 generation,
                 metrics: self.metrics.clone(),
@@ -168,6 +172,7 @@ impl Publisher {
 struct LaneTask {
     lane: Box<dyn Lane>,
     compression: Option<Compression>,
+    traces: Option<(Arc<Traces>, Arc<Server>)>,
     number: usize,
     generation: Generation,
     metrics: Arc<Metrics>,
@@ -178,10 +183,17 @@ struct LaneTask {
 impl LaneTask {
     async fn run(mut self, mut batches: mpsc::Receiver<Batch>) {
         while let Some(batch) = batches.recv().await {
-            let batch = compressed(batch, self.compression).await;
+            let mut batch = compressed(batch, self.compression).await;
+            let spans = self
+                .traces
+                .as_ref()
+                .map(|(traces, broker)| traces.begin(&mut batch, broker));
             let start = Instant::now();
             let report = self.lane.publish(&batch).await;
             self.metrics.batch(batch.len(), start.elapsed());
+            if let Some(spans) = spans {
+                spans.end(&report.outcomes);
+            }
             let broken = report.broken.clone();
             let event = Event::Report {
                 generation: self.generation,

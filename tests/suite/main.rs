@@ -74,3 +74,4 @@ mod security;
 mod stopping;
 mod store;
 mod surroundings;
+mod traces;
