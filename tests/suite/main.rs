@@ -56,6 +56,7 @@ mod cloudevents;
 mod consumers;
 mod deployment;
 mod docs;
+mod duplicates;
 mod existing_tables;
 mod faults;
 mod lifecycle;
