@@ -43,6 +43,21 @@ pub enum Outcome {
     Unknown(Doubt),
 }
 
+impl Outcome {
+    /// What went wrong, in the words of the metrics; `None` for a message that is there.
+    pub fn failure(&self) -> Option<&'static str> {
+        Some(match self {
+            Self::Confirmed(_) => return None,
+            Self::Unroutable(_) => "unroutable",
+            Self::Nacked => "nack",
+            Self::NoExchange(_) => "no_exchange",
+            Self::Refused(_) => "refused",
+            Self::Unknown(Doubt::Timeout) => "timeout",
+            Self::Unknown(Doubt::Disconnected) => "disconnected",
+        })
+    }
+}
+
 /// Why the fate of a message is not known.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Doubt {

@@ -2,7 +2,7 @@
 //!
 //! Values come from the environment, beneath it from the TOML file that `RELAY_CONFIG_FILE`
 //! names, beneath that from the defaults of [`VARIABLES`]. Nothing else in the relay reads the
-//! environment. A value that may hold a password is a [`Secret`] from the start, and no error,
+//! environment, but for OpenTelemetry's library, which reads its own variables. A value that may hold a password is a [`Secret`] from the start, and no error,
 //! warning or log line quotes it.
 //!
 //! In the file a variable is its name without `RELAY_`, in lower case, flat
@@ -24,6 +24,7 @@ mod template;
 #[cfg(test)]
 mod tests;
 mod tls;
+mod traces;
 mod variables;
 
 pub use cloudevents::{Attribute, CloudEvents, ContentMode, bad_attribute, bad_attribute_name};
@@ -34,6 +35,7 @@ pub use secret::{Secret, broker_urls_now, check_token, database_url_now, redacte
 pub use table_name::{TableName, TableNameError};
 pub use template::Piece;
 pub use tls::{Identity, Tls, is_loopback, leaves_without_tls};
+pub use traces::Traces;
 pub use variables::{VARIABLES, Variable, help_text, markdown_table};
 
 use crate::message::{Compression, OwnHeaders};
@@ -91,6 +93,8 @@ pub struct Config {
     pub log: String,
     /// How log lines look.
     pub log_format: LogFormat,
+    /// Where spans are sent; `None`: there are none.
+    pub traces: Option<Traces>,
     /// Every variable with the text in force, in the order of [`VARIABLES`]: for people, secrets hidden. Empty: not set.
     pub in_force: Vec<(&'static str, String)>,
 }
@@ -260,7 +264,8 @@ fn load_os(env: impl IntoIterator<Item = (OsString, OsString)>) -> Result<Loaded
 
 fn load_collecting(env: HashMap<String, String>, mut findings: Findings) -> Result<Loaded, ConfigErrors> {
     let texts = sources::layered(&env, &mut findings);
-    let config = Config::read(&mut Reader::new(texts, &mut findings));
+    let traces = Traces::read(&env, &mut findings);
+    let config = Config::read(&mut Reader::new(texts, &mut findings), traces);
     let warnings = findings.finish()?;
     Ok(Loaded { config, warnings })
 }

@@ -30,6 +30,9 @@
 //! message ([`message::Copies`]) travels with it, for the header that tells repetitions, and because a broker that drops
 //! duplicates returns them: only after an outcome that was unknown does such a return count as delivered.
 //!
+//! Where OpenTelemetry's variables ask for spans, one for each publish is begun in front of the lane and ended with the
+//! outcome ([`traces`]). The message that goes to the lane is then one with the span's `traceparent`, which shares its body.
+//!
 //! # Rooms
 //!
 //! | room | what it does | what is in no other room |
@@ -48,6 +51,7 @@
 //! | [`admin`], [`health`] | HTTP endpoints and what they tell | |
 //! | [`metrics`], [`rates`] | all metrics; how fast they grow | names of metrics |
 //! | [`telemetry`] | logging | what must never be logged |
+//! | [`traces`] | a span for each publish, sent to a collector | OpenTelemetry |
 //! | [`tls`] | certificates from files; what to do about a failed handshake | |
 //! | [`systemd`] | readiness and watchdog of a service | |
 //!
@@ -240,3 +244,4 @@ pub mod store;
 pub mod systemd;
 pub mod telemetry;
 pub mod tls;
+pub mod traces;

@@ -14,6 +14,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use serde_json::{Map, Value};
 use uuid::Uuid;
 
@@ -156,7 +157,7 @@ pub struct Message {
     /// The properties that have no column of their own.
     pub properties: Properties,
     /// The body.
-    pub body: Vec<u8>,
+    pub body: Bytes,
     /// What is known of earlier copies.
     pub copies: Copies,
 }
@@ -244,7 +245,7 @@ impl Message {
             timestamp: row.created_at.and_then(|since| i64::try_from(since.as_secs()).ok()),
             headers: headers::read(&row.headers, rules)?,
             properties: properties::read(&row.properties)?,
-            body,
+            body: body.into(),
             copies: Copies::default(),
         };
         match &rules.cloudevents {

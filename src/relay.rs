@@ -6,7 +6,7 @@ pub mod dispatch;
 pub mod holes;
 mod housekeeping;
 mod leases;
-mod outage;
+pub(crate) mod outage;
 mod pauses;
 mod publisher;
 pub mod reader;
@@ -27,6 +27,7 @@ use crate::health::Health;
 use crate::message::{MessageRules, RowId};
 use crate::metrics::Metrics;
 use crate::store::{Holder, Pause, Store, StoreError};
+use crate::traces::Traces;
 
 use self::core::{Core, Queues};
 use dispatch::{Dispatcher, Generation, RetryPolicy, Settings};
@@ -133,6 +134,8 @@ pub struct Parts {
     pub metrics: Arc<Metrics>,
     /// Told to.
     pub health: Arc<Health>,
+    /// Where spans are made; `None`: there are none.
+    pub traces: Option<Arc<Traces>>,
 }
 
 /// Runs until it is asked to stop.
@@ -143,6 +146,7 @@ pub async fn run(parts: Parts, stop: watch::Receiver<Stop>) -> Ended {
         broker,
         metrics,
         health,
+        traces,
     } = parts;
     let (events, inbox) = mpsc::channel(64);
     let (reads, read_queue) = mpsc::channel(1);
@@ -187,6 +191,7 @@ pub async fn run(parts: Parts, stop: watch::Receiver<Stop>) -> Ended {
     let publisher = Publisher {
         broker,
         compression: config.message.compression,
+        traces,
         metrics: metrics.clone(),
         health: health.clone(),
         events,

@@ -17,6 +17,7 @@ use crate::status::Status;
 use crate::store;
 use crate::systemd;
 use crate::telemetry::LogLevels;
+use crate::traces::Traces;
 
 pub(super) async fn run(config: Config, levels: LogLevels) -> anyhow::Result<ExitCode> {
     // Signals first: one that comes during the start must not kill the process half way.
@@ -47,6 +48,7 @@ pub(super) async fn run(config: Config, levels: LogLevels) -> anyhow::Result<Exi
     ));
     systemd::ready().await;
     let watched = tokio::spawn(systemd::answer_watchdog(health.clone()));
+    let traces = Traces::start(config.traces.as_ref()).map(Arc::new);
     let broker = Arc::new(Amqp::new(super::amqp_options(&config)));
     let relay = relay::run(
         Parts {
@@ -55,11 +57,15 @@ pub(super) async fn run(config: Config, levels: LogLevels) -> anyhow::Result<Exi
             broker,
             metrics,
             health,
+            traces: traces.clone(),
         },
         stop,
     );
     // A task of its own: a panic in it ends the process in order, with exit code 1.
     let ended = tokio::spawn(relay).await.unwrap_or(Ended::Broken);
+    if let Some(traces) = traces {
+        traces.stop().await;
+    }
     serving.abort();
     watched.abort();
     Ok(match ended {

@@ -9,7 +9,7 @@ use crate::message::{Coding, Compression, OwnHeaders, reserved};
 
 use super::{
     CloudEvents, Config, HEADER_COLUMNS, Identity, LogFormat, Mapping, MessageSettings, OnDeadLetter, OnSent, Ordering,
-    Outbox, Poll, Publish, Retry, Shutdown, TableName, TableNameError, Tls,
+    Outbox, Poll, Publish, Retry, Shutdown, TableName, TableNameError, Tls, Traces,
     findings::shown,
     parse::{self, Reader},
     template::no_url,
@@ -25,7 +25,7 @@ const HOUR: Duration = Duration::from_secs(3_600);
 const DAY: Duration = Duration::from_secs(86_400);
 
 impl Config {
-    pub(super) fn read(from: &mut Reader<'_>) -> Self {
+    pub(super) fn read(from: &mut Reader<'_>, traces: Option<Traces>) -> Self {
         let cloudevents = CloudEvents::read(from);
         let (amqp_tls, database_tls) = Tls::read_both(from);
         let outbox = Outbox::read(from, cloudevents.as_ref());
@@ -59,6 +59,7 @@ impl Config {
             admin_identity: Identity::read(from, "RELAY_ADMIN_TLS_CERT_FILE", "RELAY_ADMIN_TLS_KEY_FILE"),
             log: from.parsed("RELAY_LOG", String::new(), parse::log_directives),
             log_format: LogFormat::read(from),
+            traces,
             in_force: from.in_force(),
         }
     }

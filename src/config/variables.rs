@@ -64,6 +64,7 @@ pub fn help_text() -> String {
             let _ = writeln!(text, "      also {alias}, or {file}: a file that holds it");
         }
     }
+    text.push_str("  OTEL_EXPORTER_OTLP_ENDPOINT and others of OpenTelemetry\n      send a span for each publish: see the README\n");
     text
 }
 

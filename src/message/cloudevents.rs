@@ -60,7 +60,7 @@ pub(super) fn event(
             headers::check_size(&message.headers)?;
         }
         ContentMode::Structured => {
-            message.body = structured(attributes, &message)?;
+            message.body = structured(attributes, &message)?.into();
             STRUCTURED.clone_into(&mut message.content_type);
             check_size(message.body.len() as u64, rules)?;
         }

@@ -74,7 +74,7 @@ impl Compression {
         let mut properties = message.properties.clone();
         properties.content_encoding = Some(self.coding.name().to_owned());
         Arc::new(Message {
-            body,
+            body: body.into(),
             properties,
             message_id: message.message_id.clone(),
             exchange: message.exchange.clone(),

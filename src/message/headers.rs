@@ -50,8 +50,8 @@ const DECIMAL: &str = "$decimal";
 pub(super) const LAST_SECOND: u64 = 253_402_300_799;
 
 /// Properties and headers travel in one frame. `frame_max` is 131,072, 8 bytes are the frame's own, 4 kB are kept for
-/// the other properties (at most 255 bytes each) and the header frame's fixed fields, and 1 kB for the two headers that
-/// the relay writes itself.
+/// the other properties (at most 255 bytes each) and the header frame's fixed fields, and 1 kB for the headers that the relay
+/// writes itself.
 const MAX_HEADER_BYTES: usize = 131_072 - 8 - 4_096 - 1_024;
 
 /// Headers that RabbitMQ acts on or writes itself, with what it does; `*` stands for any end.

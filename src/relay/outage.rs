@@ -11,7 +11,7 @@ const REMINDER: Duration = Duration::from_secs(60);
 const FAILURE_LOGS_PER_SECOND: u32 = 10;
 
 /// One thing that can be away.
-pub(super) struct Outage {
+pub(crate) struct Outage {
     what: &'static str,
     since: Option<Instant>,
     said: Option<Instant>,
@@ -19,7 +19,7 @@ pub(super) struct Outage {
 }
 
 impl Outage {
-    pub(super) fn new(what: &'static str) -> Self {
+    pub(crate) fn new(what: &'static str) -> Self {
         Self {
             what,
             since: None,
@@ -29,7 +29,7 @@ impl Outage {
     }
 
     /// It failed (again), for this reason.
-    pub(super) fn goes_on(&mut self, reason: &str) {
+    pub(crate) fn goes_on(&mut self, reason: &str) {
         let since = *self.since.get_or_insert_with(Instant::now);
         let due = self.said.is_none_or(|said| said.elapsed() >= REMINDER) || self.text != reason;
         if due && self.said.is_none_or(|said| said.elapsed() >= Duration::from_secs(1)) {
@@ -45,7 +45,7 @@ impl Outage {
     }
 
     /// It works.
-    pub(super) fn over(&mut self) {
+    pub(crate) fn over(&mut self) {
         if let Some(since) = self.since.take() {
             info!(after_seconds = since.elapsed().as_secs(), "{} works again", self.what);
             self.said = None;

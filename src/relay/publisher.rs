@@ -14,6 +14,7 @@ use crate::broker::{BatchReport, Broker, Connected, Lane, Session};
 use crate::health::Health;
 use crate::message::{Compression, Message};
 use crate::metrics::Metrics;
+use crate::traces::{Server, Spans, Traces};
 
 use super::Event;
 use super::dispatch::{Generation, LANE_DEPTH};
@@ -34,6 +35,7 @@ pub(super) type Batch = Vec<Arc<Message>>;
 pub(super) struct Publisher {
     pub(super) broker: Arc<dyn Broker>,
     pub(super) compression: Option<Compression>,
+    pub(super) traces: Option<Arc<Traces>>,
     pub(super) metrics: Arc<Metrics>,
     pub(super) health: Arc<Health>,
     pub(super) events: mpsc::Sender<Event>,
@@ -90,6 +92,7 @@ impl Publisher {
         self.health.broker.up();
         self.metrics.broker_connected.set(1);
         let (broken, mut breaks) = mpsc::channel(1);
+        let broker = Arc::new(Server::of(session.address()));
         let mut tasks = JoinSet::new();
         let mut senders = Vec::with_capacity(lanes.len());
         for (number, lane) in lanes.into_iter().enumerate() {
@@ -98,6 +101,7 @@ impl Publisher {
             let task = LaneTask {
                 lane,
                 compression: self.compression,
+                traces: self.traces.clone().map(|traces| (traces, broker.clone())),
                 number,
                 generation,
                 metrics: self.metrics.clone(),
@@ -169,6 +173,7 @@ impl Publisher {
 struct LaneTask {
     lane: Box<dyn Lane>,
     compression: Option<Compression>,
+    traces: Option<(Arc<Traces>, Arc<Server>)>,
     number: usize,
     generation: Generation,
     metrics: Arc<Metrics>,
@@ -176,26 +181,31 @@ struct LaneTask {
     broken: mpsc::Sender<String>,
 }
 
+/// A batch that was begun.
+struct UnderWay {
+    messages: usize,
+    since: Instant,
+    spans: Option<Spans>,
+}
+
 impl LaneTask {
     /// Until it is given no more batches and has told of all, or the connection is of no more use.
     async fn run(mut self, mut batches: mpsc::Receiver<Batch>) {
-        // How many messages each batch under way has, and when it was begun.
         let mut under_way = VecDeque::new();
         let mut open = true;
         while open || !under_way.is_empty() {
             tokio::select! {
                 batch = batches.recv(), if open => match batch {
-                    Some(batch) => {
-                        let batch = compressed(batch, self.compression).await;
-                        under_way.push_back((batch.len(), Instant::now()));
-                        self.lane.begin(batch);
-                    }
+                    Some(batch) => under_way.push_back(self.begin(batch).await),
                     None => open = false,
                 },
                 () = self.lane.wait(), if !under_way.is_empty() => {
                     let report = self.lane.report().await;
-                    for (messages, since) in under_way.drain(..report.batches) {
-                        self.metrics.batch(messages, since.elapsed());
+                    for batch in under_way.drain(..report.batches) {
+                        self.metrics.batch(batch.messages, batch.since.elapsed());
+                        if let Some(spans) = batch.spans {
+                            spans.end(&report.outcomes);
+                        }
                     }
                     if !self.tell(report).await {
                         return;
@@ -203,6 +213,21 @@ impl LaneTask {
                 }
             }
         }
+    }
+
+    async fn begin(&mut self, batch: Batch) -> UnderWay {
+        let mut batch = compressed(batch, self.compression).await;
+        let spans = self
+            .traces
+            .as_ref()
+            .map(|(traces, broker)| traces.begin(&mut batch, broker));
+        let under_way = UnderWay {
+            messages: batch.len(),
+            since: Instant::now(),
+            spans,
+        };
+        self.lane.begin(batch);
+        under_way
     }
 
     /// False when nothing more can be published here.

@@ -42,7 +42,7 @@ fn message(row: i64, exchange: &str, routing_key: &str) -> Arc<Message> {
         timestamp: Some(1),
         headers: Headers::new(),
         properties: Properties::default(),
-        body: row.to_string().into_bytes(),
+        body: row.to_string().into(),
         copies: Copies::None,
     })
 }

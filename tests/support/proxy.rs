@@ -24,6 +24,7 @@ struct Control {
     refuse: AtomicBool,
     delay: Mutex<Duration>,
     stalled: watch::Sender<bool>,
+    answers_held: watch::Sender<bool>,
     // The value is whether the connections end by a reset.
     cut: watch::Sender<bool>,
     connections: AtomicUsize,
@@ -38,6 +39,7 @@ impl Proxy {
             refuse: AtomicBool::new(false),
             delay: Mutex::new(Duration::ZERO),
             stalled: watch::Sender::new(false),
+            answers_held: watch::Sender::new(false),
             cut: watch::Sender::new(false),
             connections: AtomicUsize::new(0),
         });
@@ -81,6 +83,11 @@ impl Proxy {
 
     pub fn resume(&self) {
         self.control.stalled.send_replace(false);
+    }
+
+    /// Whether the server's bytes are held; what clients send arrives.
+    pub fn hold_answers(&self, on: bool) {
+        self.control.answers_held.send_replace(on);
     }
 
     /// Whether new connections are closed at once; open ones stay.
@@ -154,10 +161,11 @@ async fn serve(mut client: TcpStream, control: Arc<Control>, mut cut: watch::Rec
     let reset = {
         let (from_client, to_client) = client.split();
         let (from_server, to_server) = server.split();
+        let (stalled, held) = (control.stalled.subscribe(), control.answers_held.subscribe());
         let both = async {
             tokio::try_join!(
-                pump(from_client, to_server, &control),
-                pump(from_server, to_client, &control)
+                pump(from_client, to_server, &control, vec![stalled.clone()]),
+                pump(from_server, to_client, &control, vec![stalled, held])
             )
         };
         tokio::select! {
@@ -170,8 +178,13 @@ async fn serve(mut client: TcpStream, control: Arc<Control>, mut cut: watch::Rec
     }
 }
 
-/// Carries the bytes of one direction, and its end.
-async fn pump(mut from: impl AsyncRead + Unpin, mut to: impl AsyncWrite + Unpin, control: &Control) -> io::Result<()> {
+/// Carries the bytes of one direction, and its end, while nothing holds them.
+async fn pump(
+    mut from: impl AsyncRead + Unpin,
+    mut to: impl AsyncWrite + Unpin,
+    control: &Control,
+    mut held: Vec<watch::Receiver<bool>>,
+) -> io::Result<()> {
     // What is on its way, each with the time of its arrival; no bytes: the end.
     let (line, mut arriving) = mpsc::channel::<(Instant, Vec<u8>)>(64);
     let read = async move {
@@ -187,10 +200,11 @@ async fn pump(mut from: impl AsyncRead + Unpin, mut to: impl AsyncWrite + Unpin,
         }
     };
     let write = async {
-        let mut stalled = control.stalled.subscribe();
         while let Some((arrival, bytes)) = arriving.recv().await {
             tokio::time::sleep_until(arrival).await;
-            let _ = stalled.wait_for(|stalled| !stalled).await;
+            for held in &mut held {
+                let _ = held.wait_for(|held| !held).await;
+            }
             if bytes.is_empty() {
                 return to.shutdown().await;
             }

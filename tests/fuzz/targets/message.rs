@@ -60,7 +60,7 @@ fn check_body(settings: &Settings, message: &Message, data: &[u8]) {
         }
     } else {
         let payload = data.splitn(10, |byte| *byte == b'\n').nth(9).unwrap_or_default();
-        assert_eq!(message.body, payload);
+        assert_eq!(message.body[..], *payload);
     }
 }
 
@@ -68,7 +68,7 @@ fn check_body(settings: &Settings, message: &Message, data: &[u8]) {
 fn plain(sent: &Message, message: &Message) -> Vec<u8> {
     let encoding = sent.properties.content_encoding.as_deref();
     match encoding.filter(|_| message.properties.content_encoding.is_none()) {
-        None => sent.body.clone(),
+        None => sent.body.to_vec(),
         Some("gzip") => {
             let mut plain = Vec::new();
             let mut decoder = flate2::read::GzDecoder::new(&*sent.body);
