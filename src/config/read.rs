@@ -195,6 +195,9 @@ impl MessageSettings {
                     format!("is a header of {HEADER_COLUMNS} as well; take another"),
                 );
             }
+            if ["traceparent", "tracestate"].contains(&name.as_str()) {
+                from.problem(variable, "is a header of traces; take another".to_owned());
+            }
             if let Some(events) = events.filter(|events| name.starts_with(events.prefix)) {
                 let prefix = events.prefix;
                 from.problem(

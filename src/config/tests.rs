@@ -9,6 +9,7 @@ use super::*;
 mod headers;
 mod secrets;
 mod sources;
+mod traces;
 
 const DATABASE: (&str, &str) = ("RELAY_DATABASE_URL", "postgres://app:pw@db/app");
 const BROKER: (&str, &str) = ("RELAY_AMQP_URL", "amqp://app:pw@mq:5672/%2f");

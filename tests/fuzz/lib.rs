@@ -6,11 +6,13 @@ use std::time::Duration;
 use amq_protocol::frame::{AMQPContentHeader, AMQPFrame, WriteContext, gen_frame, parse_frame};
 use amq_protocol::protocol::{AMQPClass, basic};
 use lapin::BasicProperties;
-use outbox_relay::broker::amqp;
+use outbox_relay::broker::{Outcome, amqp};
 use outbox_relay::config::{self, CloudEvents};
 use outbox_relay::message::{
     Coding, Compression, Message, MessageId, MessageRules, OrderingKey, OutboxRow, OwnHeaders, Payload, RowId,
 };
+use outbox_relay::traces::{Server, Traces};
+use tokio::runtime::Runtime;
 
 /// What the relay asks the broker for.
 const FRAME_MAX: usize = 131_072;
@@ -41,7 +43,7 @@ pub fn row(data: &[u8]) -> (Settings, OutboxRow) {
 }
 
 /// One letter for each: `b` and `s` binary and structured events, `g` and `z` gzip and zstd, `d` and `r` the relay's own
-/// headers, `a` reserved headers allowed.
+/// headers, `a` reserved headers allowed, `t` a span.
 pub struct Settings(String);
 
 impl Settings {
@@ -102,6 +104,27 @@ pub fn required() -> [(&'static str, &'static str); 2] {
         ("RELAY_DATABASE_URL", "sqlite:///nowhere"),
         ("RELAY_AMQP_URL", "amqp://localhost"),
     ]
+}
+
+static TRACES: LazyLock<(Runtime, Traces)> = LazyLock::new(|| {
+    let runtime = Runtime::new().expect("a runtime");
+    let guard = runtime.enter();
+    // No collector is there: spans are dropped on another thread.
+    let traces = Traces::start(Some(&config::Traces {
+        timeout: Duration::from_millis(100),
+        ca_file: None,
+    }));
+    drop(guard);
+    (runtime, traces.expect("no variable is wrong"))
+});
+
+/// The message as it goes with a span.
+pub fn traced(message: &Arc<Message>) -> Arc<Message> {
+    let mut batch = [message.clone()];
+    let spans = TRACES.1.begin(&mut batch, &Server::of("amqp://localhost"));
+    spans.end(&[(message.row, Outcome::Nacked)]);
+    let [message] = batch;
+    message
 }
 
 /// Writes the frames of a message and reads them again: what a broker would see.

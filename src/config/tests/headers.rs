@@ -33,6 +33,7 @@ fn headers_of_the_relay_have_names_of_their_own() {
         assert!(reserved.contains("is a reserved header"), "{reserved}");
         problem(&[(variable, &"x".repeat(256))], variable);
         problem(&[(variable, " ")], variable);
+        problem(&[(variable, "traceparent")], variable);
     }
 }
 

@@ -5,8 +5,8 @@ use std::io::Read as _;
 use std::sync::Arc;
 
 use libfuzzer_sys::{Corpus, fuzz_target};
-use outbox_relay::message::{Copies, Message};
-use outbox_relay_fuzz::{Settings, delivered, row};
+use outbox_relay::message::{Copies, HeaderValue, Message};
+use outbox_relay_fuzz::{Settings, delivered, row, traced};
 use serde_json::Value;
 
 fuzz_target!(|data: &[u8]| -> Corpus {
@@ -22,7 +22,10 @@ fuzz_target!(|data: &[u8]| -> Corpus {
     assert!(message.body.len() as u64 <= rules.max_body_bytes);
     check_body(&settings, &message, data);
 
-    let message = Arc::new(message);
+    let mut message = Arc::new(message);
+    if settings.has('t') {
+        message = with_span(message);
+    }
     let sent = match settings.compression() {
         Some(compression) => compression.apply(&[message.clone()]).remove(0),
         None => message.clone(),
@@ -48,6 +51,23 @@ fuzz_target!(|data: &[u8]| -> Corpus {
     }
     Corpus::Keep
 });
+
+/// All headers stay, but for those of the trace.
+fn with_span(message: Arc<Message>) -> Arc<Message> {
+    let traced = traced(&message);
+    let others = |message: &Message| {
+        let mut headers = message.headers.clone();
+        headers.retain(|name, _| !["traceparent", "tracestate"].contains(&name.as_str()));
+        headers
+    };
+    assert_eq!(others(&traced), others(&message));
+    match &traced.headers["traceparent"] {
+        HeaderValue::Text(parent) => assert_eq!(parent.len(), 55),
+        other => panic!("{other:?} for a traceparent"),
+    }
+    assert_eq!(traced.body, message.body);
+    traced
+}
 
 /// The body is the payload, or an event with it.
 fn check_body(settings: &Settings, message: &Message, data: &[u8]) {
