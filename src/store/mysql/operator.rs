@@ -60,8 +60,9 @@ impl MySql {
         let target = &statements.source.target;
         let table = backquoted(&self.options.table);
         // Whatever the server would do with the few rows that there may be now: is there an index it could use?
+        // MySQL 9.7 has another format by default, without these columns.
         let plan = format!(
-            "EXPLAIN {}",
+            "EXPLAIN FORMAT=TRADITIONAL {}",
             statements
                 .head
                 .replace("o.id > ?", "o.id > 0")
