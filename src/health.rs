@@ -24,6 +24,8 @@ pub struct Health {
     pub leases: Part,
     /// The broker.
     pub broker: Part,
+    /// The purge of sent rows: behind, or failing.
+    pub purge: Part,
     pauses: Mutex<Option<Vec<Pause>>>,
 }
 
@@ -61,6 +63,7 @@ impl Health {
             database: Part::new(),
             leases: Part::new(),
             broker: Part::new(),
+            purge: Part::new(),
             pauses: Mutex::default(),
         }
     }
@@ -74,6 +77,11 @@ impl Health {
         self.database
             .state()
             .or_else(|reason| if reason == UNKNOWN { Ok(()) } else { Err(reason) })
+    }
+
+    /// Why sent rows stay that are older than the retention, if they do.
+    pub fn purge_problem(&self) -> Option<String> {
+        self.purge.state().err().filter(|reason| reason != UNKNOWN)
     }
 
     /// What people have paused; `None`: not known yet.

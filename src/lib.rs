@@ -49,7 +49,7 @@
 //! | [`store::operator`] | what a person asks of the table: beside [`store::Store`], not in it | |
 //! | [`status`] | the report that `status` and `/status` give | |
 //! | [`admin`], [`health`] | HTTP endpoints and what they tell | |
-//! | [`metrics`], [`rates`] | all metrics; how fast they grow | names of metrics |
+//! | [`metrics`], [`rates`], [`slowest`] | all metrics; how fast they grow; whether the database is slow | names of metrics |
 //! | [`telemetry`] | logging | what must never be logged |
 //! | [`traces`] | a span for each publish, sent to a collector | OpenTelemetry |
 //! | [`tls`] | certificates from files; what to do about a failed handshake | |
@@ -239,6 +239,7 @@ pub mod message;
 pub mod metrics;
 pub mod rates;
 pub mod relay;
+pub mod slowest;
 pub mod status;
 pub mod store;
 pub mod systemd;

@@ -10,6 +10,7 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Metric, Registry};
 
 use crate::rates::Rates;
+use crate::slowest::Slowest;
 use crate::store::Backlog;
 
 /// One label with one of a few values known in advance.
@@ -65,6 +66,8 @@ pub struct Metrics {
     registry: Registry,
     /// Recent totals, for rates.
     pub rates: Rates,
+    /// Slow database operations.
+    pub slowest: Slowest,
     published: Counter,
     failures: Counters,
     dead_lettered: Counters,
@@ -72,6 +75,8 @@ pub struct Metrics {
     pub marks_lost: Counter,
     /// Sent rows deleted because of their age.
     pub rows_purged: Counter,
+    /// 1 while old sent rows stay for want of time or of a privilege.
+    pub purge_behind: IntGauge,
     polls: Counters,
     /// Published and not settled.
     pub in_flight: IntGauge,
@@ -138,6 +143,12 @@ impl Metrics {
                 "rows_purged",
                 "Sent rows deleted because of their age",
                 Counter::default(),
+            ),
+            purge_behind: add(
+                r,
+                "purge_behind",
+                "1 while sent rows older than the retention stay: they are too many, or deleting them fails; aggregate with max",
+                IntGauge::default(),
             ),
             polls: add(
                 r,
@@ -266,6 +277,7 @@ impl Metrics {
             ),
             registry,
             rates: Rates::default(),
+            slowest: Slowest::default(),
         }
     }
 
@@ -301,6 +313,13 @@ impl Metrics {
     /// A publish failed.
     pub fn failed(&self, reason: &'static str) {
         self.failures.get_or_create(&[("reason", reason)]).inc();
+    }
+
+    /// Publishes without success since the start, by reason; those that there were none of are left out.
+    pub fn failures_by_reason(&self) -> Vec<(&'static str, u64)> {
+        let count = |reason| self.failures.get_or_create(&[("reason", reason)]).get();
+        let counts = FAILURE_REASONS.map(|reason| (reason, count(reason)));
+        counts.into_iter().filter(|(_, count)| *count > 0).collect()
     }
 
     /// A row was given up.

@@ -184,7 +184,12 @@ pub async fn run(parts: Parts, stop: watch::Receiver<Stop>) -> Ended {
         tasks.spawn(housekeeping::tidy(store.clone()));
     }
     if let Some(retention) = config.outbox.retention {
-        tasks.spawn(housekeeping::purge(store.clone(), metrics.clone(), retention));
+        tasks.spawn(housekeeping::purge(
+            store.clone(),
+            metrics.clone(),
+            health.clone(),
+            retention,
+        ));
     }
     let (sleep, asleep) = watch::channel(false);
     tasks.spawn(wakeup::run(store.clone(), asleep, events.clone()));

@@ -5,6 +5,7 @@
 
 pub mod blocked;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -135,7 +136,11 @@ impl Status {
     }
 
     async fn owners(&self) -> Value {
-        let Ownership { shares, members } = match self.operator.ownership().await {
+        let Ownership {
+            shares,
+            members,
+            silent,
+        } = match self.operator.ownership().await {
             Ok(ownership) => ownership,
             Err(error) => return missing(&error),
         };
@@ -170,6 +175,10 @@ impl Status {
             "free": usize::from(partitions).saturating_sub(owned),
             "shares": shares,
             "members": members,
+            "silent": silent
+                .iter()
+                .map(|(member, span)| json!({ "member": member, "seconds": seconds(*span) }))
+                .collect::<Vec<_>>(),
         })
     }
 
@@ -205,6 +214,7 @@ pub fn pauses(pauses: &[Pause]) -> Value {
 pub fn relay(health: &Health, metrics: &Metrics) -> Value {
     let totals = metrics.totals();
     let rates = metrics.rates.per_second(totals);
+    let slow = metrics.slowest.of_late();
     json!({
         "ok": health.is_alive(),
         "version": env!("CARGO_PKG_VERSION"),
@@ -215,6 +225,7 @@ pub fn relay(health: &Health, metrics: &Metrics) -> Value {
         "broker": health.broker.state().err(),
         "published": totals.published,
         "failures": totals.failures,
+        "failures_by_reason": metrics.failures_by_reason().into_iter().collect::<BTreeMap<_, _>>(),
         "dead_lettered": totals.dead_lettered,
         "published_per_second": rounded(rates.published),
         "failures_per_second": rounded(rates.failures),
@@ -222,6 +233,8 @@ pub fn relay(health: &Health, metrics: &Metrics) -> Value {
         "in_flight": metrics.in_flight.get(),
         "partitions_owned": metrics.partitions_owned.get(),
         "blocked_keys": metrics.blocked_keys.get(),
+        "purge_problem": health.purge_problem(),
+        "slow_database": slow.map(|slow| json!({ "operation": slow.operation, "seconds": seconds(slow.took) })),
     })
 }
 

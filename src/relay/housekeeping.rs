@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use tracing::{debug, info};
 
+use crate::health::Health;
 use crate::metrics::Metrics;
 use crate::store::Store;
 
@@ -23,6 +24,11 @@ const PURGE_BATCH: u32 = 1_000;
 
 /// Pause when nothing (more) is old enough.
 const PURGE_INTERVAL: Duration = Duration::from_secs(30);
+
+/// A purge that has not come to the end of the old rows for so long is behind.
+const PURGE_BEHIND: Duration = Duration::from_secs(10);
+
+const TOO_MANY: &str = "sent rows older than RELAY_OUTBOX_RETENTION are more than are deleted in time; it goes on";
 
 /// Counts the backlog for the metrics, for ever.
 pub(super) async fn sample_backlog(store: Arc<dyn Store>, metrics: Arc<Metrics>) {
@@ -72,31 +78,43 @@ pub(super) async fn tidy(store: Arc<dyn Store>) {
 }
 
 /// Deletes sent rows that are older than `retention`, for ever: in small batches, and never more than half of the time.
-pub(super) async fn purge(store: Arc<dyn Store>, metrics: Arc<Metrics>, retention: Duration) {
-    let mut outage = Outage::new("purging old rows");
-    let mut purged = 0;
+pub(super) async fn purge(store: Arc<dyn Store>, metrics: Arc<Metrics>, health: Arc<Health>, retention: Duration) {
+    let mut outage = Outage::new("keeping the table free of old rows");
+    let (mut purged, mut begun) = (0, Instant::now());
     loop {
         let start = Instant::now();
-        let pause = match timed(&metrics, "purge", store.purge(retention, PURGE_BATCH)).await {
+        let purge = timed(&metrics, "purge", store.purge(retention, PURGE_BATCH)).await;
+        let (problem, pause) = match purge {
             Ok(count) => {
-                outage.over();
                 metrics.rows_purged.inc_by(count);
                 purged += count;
                 if count == u64::from(PURGE_BATCH) {
-                    start.elapsed()
+                    let behind = begun.elapsed() > PURGE_BEHIND;
+                    (behind.then(|| TOO_MANY.to_owned()), start.elapsed())
                 } else {
                     if purged > 0 {
                         info!(rows = purged, "purged sent rows older than the retention");
                     }
                     purged = 0;
-                    PURGE_INTERVAL
+                    (None, PURGE_INTERVAL)
                 }
             }
-            Err(error) => {
-                outage.goes_on(&error.to_string());
-                PURGE_INTERVAL
-            }
+            Err(error) => (Some(error.to_string()), PURGE_INTERVAL),
         };
+        metrics.purge_behind.set(i64::from(problem.is_some()));
+        match problem {
+            None => {
+                outage.over();
+                health.purge.up();
+            }
+            Some(reason) => {
+                outage.goes_on(&reason);
+                health.purge.down(&reason);
+            }
+        }
         tokio::time::sleep(pause).await;
+        if pause == PURGE_INTERVAL {
+            begun = Instant::now();
+        }
     }
 }

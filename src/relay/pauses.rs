@@ -1,13 +1,14 @@
 //! The task that looks what people have paused.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
+use tracing::warn;
 
 use crate::health::Health;
 use crate::metrics::Metrics;
-use crate::store::{Store, StoreError};
+use crate::store::{Pause, Store, StoreError};
 
 use super::Event;
 use super::outage::Outage;
@@ -15,6 +16,9 @@ use super::reading::timed;
 
 /// How soon a pause is obeyed, and ends.
 const INTERVAL: Duration = Duration::from_secs(1);
+
+/// How often what is paused is mentioned again, so that nobody forgets it.
+const REMINDER: Duration = Duration::from_secs(60 * 60);
 
 /// How often a table is looked for that is not there.
 const MISSING_INTERVAL: Duration = Duration::from_secs(10);
@@ -27,8 +31,13 @@ pub(super) async fn watch(
     events: mpsc::Sender<Event>,
 ) {
     let mut outage = Outage::new("reading what is paused");
+    let mut reminded = Instant::now();
     loop {
         let mut pause = INTERVAL;
+        if reminded.elapsed() >= REMINDER {
+            reminded = Instant::now();
+            remind(&health.pauses().unwrap_or_default());
+        }
         let known = match timed(&metrics, "pauses", store.pauses()).await {
             Ok(pauses) => Some(pauses),
             // Where there is no table, nobody can have paused anything.
@@ -53,5 +62,12 @@ pub(super) async fn watch(
             }
         }
         tokio::time::sleep(pause).await;
+    }
+}
+
+fn remind(pauses: &[Pause]) {
+    for pause in pauses {
+        let (exchange, by, reason) = (&pause.exchange, &pause.by, &pause.reason);
+        warn!(exchange, by, reason, "still paused, until a person resumes it");
     }
 }

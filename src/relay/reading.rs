@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use tokio::sync::mpsc;
+use tracing::warn;
 
 use crate::metrics::Metrics;
 use crate::store::{Store, StoreError};
@@ -72,6 +73,11 @@ pub(super) async fn timed<T>(
 ) -> Result<T, StoreError> {
     let start = Instant::now();
     let result = work.await;
-    metrics.store_operation(operation, start.elapsed(), result.is_err());
+    let took = start.elapsed();
+    metrics.store_operation(operation, took, result.is_err());
+    if metrics.slowest.note(operation, took) {
+        let seconds = took.as_secs_f64();
+        warn!(operation, seconds, "the database is slow");
+    }
     result
 }

@@ -118,8 +118,8 @@ pub(super) fn free(table: &TableName, partitions: u16, dialect: &Dialect) -> Str
     )
 }
 
-/// Everybody who owns a share now, and every relay that is there, under any layout: `share` or `member`, number, layout, name,
-/// seconds since it is theirs, seconds left. A member without a name is no relay: see [`super::mysql`].
+/// Everybody who owns a share now, and every relay that is there or was until lately, under any layout: `share` or `member`,
+/// number, layout, name, seconds since it is theirs, seconds left (negative: gone without leaving). A member without a name is no relay: see [`super::mysql`].
 pub(super) fn ownership(table: &TableName, dialect: &Dialect) -> String {
     let (shares, members, outbox, now) = (
         shares_table(table),
@@ -132,7 +132,7 @@ pub(super) fn ownership(table: &TableName, dialect: &Dialect) -> String {
          WHERE outbox = {outbox} AND owner IS NOT NULL AND expires_at > {now}
          UNION ALL
          SELECT 'member', 0, layout, member, 0, expires_at - {now} FROM {members}
-         WHERE outbox = {outbox} AND expires_at > {now} AND member <> ''
+         WHERE outbox = {outbox} AND member <> ''
          ORDER BY 1, 3, 2, 4"
     )
 }
@@ -155,6 +155,10 @@ pub(super) fn owners(rows: Vec<OwnershipRow>) -> Ownership {
                 expires_in,
             });
         } else {
+            if remaining <= 0.0 {
+                ownership.silent.push((name, span(Some(-remaining))));
+                continue;
+            }
             ownership.members.push(Member {
                 name,
                 partitions: number(layout),

@@ -25,7 +25,7 @@ pub trait Operator: Store {
     /// Which database it is, and what time it has.
     async fn database(&self) -> Result<Database, StoreError>;
 
-    /// The shares that are owned now, under whatever division, and the relays that are there.
+    /// The shares that are owned now, under whatever division, and the relays that are there or are gone without leaving.
     async fn ownership(&self) -> Result<Ownership, StoreError>;
 
     /// Dead letters by the reason their `last_error` begins with ([`OTHER_REASON`] for any other text), up to [`DEAD_REASONS_CAP`] rows.
@@ -160,6 +160,9 @@ pub struct Ownership {
     pub shares: Vec<OwnedShare>,
     /// By name.
     pub members: Vec<Member>,
+    /// Relays that are gone without having left, as one does that was killed, is frozen or cut off: for how long their leases
+    /// have run out. Other relays forget them after a minute.
+    pub silent: Vec<(String, Duration)>,
 }
 
 /// A share that somebody owns.

@@ -90,7 +90,7 @@ fn relay(value: &Value) -> String {
         (true, false) => format!("{ODD}not ready{ODD:#}"),
         (false, _) => format!("{BAD}stuck{BAD:#}"),
     };
-    format!(
+    let mut text = format!(
         "{state} {}, up {}, {:.1} published and {:.1} failed a second, {} in flight, {} shares",
         plain(&value["member"]),
         span(&value["uptime_seconds"]),
@@ -98,7 +98,28 @@ fn relay(value: &Value) -> String {
         value["failures_per_second"].as_f64().unwrap_or_default(),
         value["in_flight"],
         value["partitions_owned"],
-    )
+    );
+    for part in ["database", "broker"] {
+        if !value[part].is_null() {
+            let _ = write!(text, "\n  {BAD}{part}:{BAD:#} {}", plain(&value[part]));
+        }
+    }
+    let failures = value["failures_by_reason"].as_object().into_iter().flatten();
+    let failures: Vec<String> = failures.map(|(reason, count)| format!("{count} {reason}")).collect();
+    if !failures.is_empty() {
+        let _ = write!(text, "\n  failed since its start: {}", failures.join(", "));
+    }
+    if let Some(operation) = value["slow_database"]["operation"].as_str() {
+        let took = span(&value["slow_database"]["seconds"]);
+        let _ = write!(
+            text,
+            "\n  {ODD}the database is slow:{ODD:#} {operation} took {took} within the last minute"
+        );
+    }
+    if !value["purge_problem"].is_null() {
+        let _ = write!(text, "\n  {ODD}purge behind:{ODD:#} {}", plain(&value["purge_problem"]));
+    }
+    text
 }
 
 fn backlog(value: &Value) -> String {
@@ -187,6 +208,13 @@ fn owners(value: &Value) -> String {
                 0 => write!(text, "\n  {owner} stands by"),
                 _ => write!(text, "\n  {owner} owns {}, the last since {since}", shares.join(" ")),
             };
+        }
+        for silent in value["silent"].as_array().into_iter().flatten() {
+            let (member, time) = (plain(&silent["member"]), span(&silent["seconds"]));
+            let _ = write!(
+                text,
+                "\n  {ODD}{member} is silent:{ODD:#} killed, frozen or cut off; its leases ran out {time} ago"
+            );
         }
         text
     })

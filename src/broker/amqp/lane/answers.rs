@@ -150,7 +150,7 @@ pub(super) fn judge(group: Group, answers: Vec<Heard>, complete: bool, dedup: bo
         };
         let outcome = match (answers.next(), unroutable) {
             (_, Some(_)) if dedup && message.copies == Copies::Unknown => confirmed(message.row),
-            (_, Some(text)) => Outcome::Unroutable(text.clone()),
+            (_, Some(text)) => Outcome::Unroutable(format!("no queue is bound for its routing key ({text})")),
             (Some(heard), None) if matches!(heard.verdict, Verdict::Ack) && (complete || heard.returned.is_none()) => {
                 confirmed(message.row)
             }
