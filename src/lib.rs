@@ -42,7 +42,7 @@
 //! | [`message`] | from a row to a message; everything a broker would refuse for the message's own sake; CloudEvents | |
 //! | [`store`] | the table behind [`store::Store`]; PostgreSQL, MariaDB and MySQL, SQLite, migrations | SQL |
 //! | `store::layout`, `store::source` | a table that the application had already: which of its columns hold what | the application's names |
-//! | [`broker`] | RabbitMQ behind [`broker::Broker`], [`broker::Session`], [`broker::Lane`] | lapin, AMQP types |
+//! | [`broker`] | RabbitMQ behind [`broker::Broker`], [`broker::Session`], [`broker::Lane`]; its management plug-in ([`broker::management`]), for `check` and `status` alone | lapin, AMQP types |
 //! | [`relay`] | the loop and its tasks | order, retries, bounds |
 //! | [`relay::dispatch`] | the state machine: who may go, who waits | decisions about a row |
 //! | [`relay::reader`], [`relay::holes`] | what is read when; ids that were skipped | the cursor |
