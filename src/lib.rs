@@ -137,8 +137,9 @@
 //! 2. once nothing is on its way on the channel, every return has been attached to some confirm, and the returned
 //!    `message_id`s, taken as a set, are exactly the unroutable messages.
 //!
-//! A lane judges by the first as long as nothing comes back; then it sends nothing more until the second holds. That is why
-//! no two messages in flight have the same `message_id`, why a channel belongs to one task, and why a channel that ended with
+//! A lane judges by the first as long as nothing comes back; then it sends nothing more until the second holds. It does not
+//! judge while it is writing a batch to the socket, whose answers it cannot see yet, nor begin one in an alarm. Messages of an exchange
+//! that refused one go alone, over connections, until it is found. That is why no two messages in flight have the same `message_id`, why a channel belongs to one task, and why a channel that ended with
 //! an error settles only what was answered beyond doubt. `broker::following::…`. A message whose publish was started is never
 //! dropped while the connection lives on, since it may arrive all the same: after a confirm timeout the connection is
 //! closed, its messages are unknown, and they go again on the next one.

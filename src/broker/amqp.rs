@@ -13,7 +13,7 @@ use crate::broker::{Broker, BrokerError, Connected, Lane};
 use crate::config::{Secret, Tls, broker_urls_now, redacted_url};
 use crate::message::OwnHeaders;
 
-use connection::Connection;
+use connection::{Connection, Suspects};
 
 pub use permissions::{set_permissions, vhost};
 pub use properties::properties;
@@ -38,16 +38,26 @@ pub struct AmqpOptions {
 /// A RabbitMQ broker or cluster.
 pub struct Amqp {
     options: AmqpOptions,
+    suspects: Suspects,
 }
 
 impl Amqp {
     /// Does not connect yet.
     pub fn new(options: AmqpOptions) -> Self {
-        Self { options }
+        Self {
+            options,
+            suspects: Suspects::default(),
+        }
     }
 
     async fn connect_to(&self, url: &Secret) -> Result<Connected, BrokerError> {
-        let connection = Connection::open(url, &self.options.tls, self.options.connect_timeout).await?;
+        let connection = Connection::open(
+            url,
+            &self.options.tls,
+            self.options.connect_timeout,
+            self.suspects.clone(),
+        )
+        .await?;
         let opened = tokio::time::timeout(self.options.connect_timeout, async {
             let mut lanes: Vec<Box<dyn Lane>> = Vec::with_capacity(self.options.lanes);
             for _ in 0..self.options.lanes {

@@ -117,9 +117,11 @@ impl Publisher {
         .await;
         let mut stop = self.stop.clone();
         let failure = tokio::select! {
+            // At a stop the lanes end, too, and that is no failure.
+            biased;
+            () = stopped(&mut stop) => None,
             failure = self.watch(&*session, &mut breaks) => Some(failure),
             Some(_) = tasks.join_next() => Some(breaks.try_recv().unwrap_or_else(|_| "a lane ended unexpectedly".to_owned())),
-            () = stopped(&mut stop) => None,
         };
         self.metrics.broker_connected.set(0);
         self.metrics.broker_blocked.set(0);
@@ -239,13 +241,12 @@ impl LaneTask {
             outcomes: report.outcomes,
             broken: report.broken.is_some(),
         };
-        if self.events.send(event).await.is_err() {
-            return false;
+        let usable = report.broken.is_none();
+        if let Some(reason) = report.broken {
+            // Another lane may have told already.
+            let _ = self.broken.try_send(reason);
         }
-        let Some(reason) = report.broken else { return true };
-        // Another lane may have told already.
-        let _ = self.broken.try_send(reason);
-        false
+        self.events.send(event).await.is_ok() && usable
     }
 }
 

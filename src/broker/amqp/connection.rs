@@ -50,10 +50,12 @@ struct Inner {
     events: Mutex<Events>,
     /// Exchanges that were there when last looked at.
     exchanges: Mutex<HashSet<String>>,
-    /// Exchanges that refused a message on this connection: their messages travel alone, so that the next refusal
-    /// closes the channel on no others.
-    suspects: Mutex<HashSet<String>>,
+    suspects: Suspects,
 }
+
+/// Exchanges that refused a message: theirs travel alone, so that the next refusal closes the channel on no others. Kept
+/// from one connection to the next, as a refusal can cost the connection.
+pub(super) type Suspects = Arc<Mutex<HashSet<String>>>;
 
 /// A second handle of the connection's socket. lapin's thread owns the first and ends only when the socket does,
 /// so a connection that is given up (at any stage of its handshake) must have its socket shut by us.
@@ -83,7 +85,12 @@ impl Connection {
     ///
     /// # Errors
     /// When that is refused or takes longer than `timeout`; the text holds no credentials.
-    pub(super) async fn open(url: &Secret, tls: &Tls, timeout: Duration) -> Result<Self, BrokerError> {
+    pub(super) async fn open(
+        url: &Secret,
+        tls: &Tls,
+        timeout: Duration,
+        suspects: Suspects,
+    ) -> Result<Self, BrokerError> {
         let address = redacted_url(url.expose());
         let fail = |what: &str| BrokerError(format!("{address}: {what}"));
         // The parser's own error would quote the URL, password included.
@@ -91,14 +98,14 @@ impl Connection {
         uri.query.heartbeat.get_or_insert(HEARTBEAT);
         uri.query.frame_max = Some(FRAME_MAX);
         let certificate = tls.identity.is_some();
-        match tokio::time::timeout(timeout, Self::handshake(uri, tls, address.clone())).await {
+        match tokio::time::timeout(timeout, Self::handshake(uri, tls, address.clone(), suspects)).await {
             Ok(Ok(connection)) => Ok(connection),
             Ok(Err(error)) => Err(fail(&error.explain(certificate))),
             Err(_elapsed) => Err(fail(&format!("no answer within {timeout:?}"))),
         }
     }
 
-    async fn handshake(uri: AMQPUri, tls: &Tls, address: String) -> Result<Self, Failure> {
+    async fn handshake(uri: AMQPUri, tls: &Tls, address: String, suspects: Suspects) -> Result<Self, Failure> {
         let stream = TcpStream::connect((uri.authority.host.as_str(), uri.authority.port)).await?;
         stream.set_nodelay(true)?;
         let stream = stream.into_std()?;
@@ -135,7 +142,7 @@ impl Connection {
             address,
             events: Mutex::new(events),
             exchanges: Mutex::default(),
-            suspects: Mutex::default(),
+            suspects,
         })))
     }
 

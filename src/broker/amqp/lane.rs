@@ -98,7 +98,9 @@ impl AmqpLane {
 
     /// Begins to write the next batch to the socket, if it can go together with what is under way.
     fn send_next(&mut self) {
-        if self.sending.is_some() || self.came_back || !self.connection.suspects().is_empty() {
+        // In an alarm what is begun is not sent, and would keep what is sent from being judged.
+        let waits = self.sending.is_some() || self.came_back || self.connection.blocked();
+        if waits || !self.connection.suspects().is_empty() {
             return;
         }
         let Some(batch) = self.waiting.pop_front() else { return };
@@ -145,7 +147,8 @@ impl AmqpLane {
     /// The verdict on what can be judged now.
     async fn judge(&mut self) -> Option<BatchReport> {
         if let Some(why) = self.failure.take() {
-            return Some(self.give_up(Doubt::Disconnected, why));
+            // Nothing of that batch was sent.
+            return Some(self.give_up(Doubt::Disconnected, why, true));
         }
         if self.must_go_alone() {
             return Some(self.go_alone().await);
@@ -173,7 +176,7 @@ impl AmqpLane {
         }
         Some(match self.sending {
             None => self.settle(all, true).await,
-            Some(_) => self.give_up(Doubt::Timeout, alone::no_confirm(self.confirm_timeout)),
+            Some(_) => self.give_up(Doubt::Timeout, alone::no_confirm(self.confirm_timeout), false),
         })
     }
 
@@ -210,7 +213,7 @@ impl AmqpLane {
         match within(self.confirm_timeout, &self.connection, check).await {
             Some(Ok((messages, outcomes))) => {
                 report.outcomes.extend(outcomes);
-                self.one_by_one(self.groups(messages), &mut report).await;
+                self.one_by_one(self.groups(&messages), &mut report).await;
                 self.trust_confirmed(&batch, &report);
             }
             Some(Err(error)) => report.broken(Doubt::Disconnected, batch, error),
@@ -219,14 +222,23 @@ impl AmqpLane {
         self.conclude(report)
     }
 
-    /// The connection is of no more use. While a batch is being sent its answers cannot be seen, and without them no
-    /// other is believed: nothing that is under way is settled.
-    fn give_up(&mut self, doubt: Doubt, why: String) -> BatchReport {
+    /// The connection is of no more use. `seen`: all answers can be seen. Those of a batch that is being sent cannot, and
+    /// without them no other is believed.
+    fn give_up(&mut self, doubt: Doubt, why: String, seen: bool) -> BatchReport {
         let mut report = BatchReport::of(self.sent.len());
+        let (mut group, mut answers) = (Group::new(), Vec::new());
         for sent in self.sent.drain(..) {
             report.outcomes.extend(sent.outcomes);
-            report.broken(doubt, sent.group, why.clone());
+            group.extend(sent.group);
+            answers.extend(sent.answers);
         }
+        if seen {
+            let heard = answers::heard(answers);
+            let (settled, unsettled) = answers::judge(group, heard, false, self.own_headers.dedup.is_some());
+            report.outcomes.extend(settled);
+            group = unsettled;
+        }
+        report.broken(doubt, group, why.clone());
         if let Some(sending) = self.sending.take() {
             report.batches += 1;
             report.broken(doubt, Arc::unwrap_or_clone(sending.batch), why);
@@ -234,12 +246,11 @@ impl AmqpLane {
         self.conclude(report)
     }
 
-    /// If the connection is of no more use, no batch remains.
+    /// If the connection is of no more use, what was not begun is given back.
     fn conclude(&mut self, mut report: BatchReport) -> BatchReport {
         self.gone = 0;
         if let Some(why) = report.broken.clone() {
-            let sent = self.sent.drain(..).map(|sent| sent.group);
-            for batch in sent.chain(self.waiting.drain(..)) {
+            for batch in self.waiting.drain(..) {
                 report.batches += 1;
                 report.broken(Doubt::Disconnected, batch, why.clone());
             }

@@ -55,9 +55,10 @@ impl Dispatcher {
         }
         let share = (self.settings.in_flight / self.settings.lanes).max(1);
         let free = self.settings.in_flight.saturating_sub(self.in_flight);
-        // Keys that stay on this lane (`pipelined`) need not wait for its batches. Other rows find a lane that is idle.
+        // Keys that stay on this lane (`pipelined`) need not wait for its batches, unless others wait for a lane that is idle.
         let follows = under_way > 0;
-        let limit = if under_way < LANE_DEPTH { share.min(free) } else { 0 };
+        let may_follow = under_way < LANE_DEPTH && self.ready.is_empty();
+        let limit = if follows && !may_follow { 0 } else { share.min(free) };
         let mut twins = Vec::new();
         while batch.len() < limit {
             // Alternately, so that neither keys that stay on this lane nor the others are kept waiting.

@@ -136,6 +136,89 @@ async fn a_refused_message_costs_none_of_the_batches_around_it_its_confirm_or_it
     assert_eq!(first, expected, "first copies came in order");
 }
 
+/// What is still being written to a channel when the broker closes it can cost the connection.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refused_message_among_large_ones_is_found_within_a_few_connections() {
+    const FORGED: i64 = 11;
+    let url = Rabbit::shared().await.create_vhost().await;
+    declare(&url, "events", "q", Kind::Classic, &["good"]).await;
+    let broker = amqp(&[&url], 30 * SECOND);
+    let large: bytes::Bytes = vec![b'x'; 128 * 1024].into();
+    let mut open: Vec<_> = (0..600)
+        .map(|row| {
+            let mut message = (*message(row, "events", "good")).clone();
+            message.body = large.clone();
+            if row == FORGED {
+                message.properties.user_id = Some("somebody-else".to_owned());
+            }
+            Arc::new(message)
+        })
+        .collect();
+    let mut refused = Vec::new();
+    let mut connections = 0;
+    while !open.is_empty() {
+        connections += 1;
+        assert!(connections <= 4, "{} messages are still open", open.len());
+        let mut connected = broker.connect().await.expect("connects");
+        let batches: Vec<_> = open.chunks(150).map(<[_]>::to_vec).collect();
+        let (outcomes, broken) = publish_all(&mut connected.lanes[0], &batches).await;
+        let begun = outcomes.len();
+        let mut again = Vec::new();
+        for (outcome, message) in outcomes.into_iter().zip(&open) {
+            match outcome {
+                Outcome::Confirmed(_) => {}
+                Outcome::Refused(_) => refused.push(message.row.0),
+                Outcome::Unknown(_) if broken.is_some() => again.push(message.clone()),
+                other => panic!("{}: {other:?}", message.row),
+            }
+        }
+        again.extend_from_slice(&open[begun..]);
+        open = again;
+        connected.session.close().await;
+    }
+    assert_eq!(refused, [FORGED]);
+}
+
+/// Consumers may rely on the header: what was perhaps taken before is marked.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_goes_again_after_a_refusal_is_marked_as_a_repetition() {
+    let url = Rabbit::shared().await.create_vhost().await;
+    declare(&url, "events", "q", Kind::Quorum, &["good"]).await;
+    let broker = Amqp::new(AmqpOptions {
+        urls: vec![Secret::new(url.as_str())],
+        tls: Tls::default(),
+        connect_timeout: 3 * SECOND,
+        confirm_timeout: 10 * SECOND,
+        lanes: 1,
+        own_headers: OwnHeaders {
+            dedup: None,
+            repeat: Some("outbox-repeat".to_owned()),
+        },
+    });
+    let mut connected = broker.connect().await.expect("the broker is up");
+    let batches = batches(3, 50, |row| {
+        let mut message = (*message(row, "events", "good")).clone();
+        if row == 70 {
+            message.properties.user_id = Some("somebody-else".to_owned());
+        }
+        Arc::new(message)
+    });
+    let (_, broken) = publish_all(&mut connected.lanes[0], &batches).await;
+    assert_eq!(broken, None);
+    connected.session.close().await;
+    let mut seen = HashSet::new();
+    for message in drain_queue(&url, "q").await {
+        let mark = message.headers.inner().get("outbox-repeat").cloned();
+        let marked = mark == Some(lapin::types::AMQPValue::Boolean(true));
+        let first = seen.insert(message.message_id.clone());
+        assert!(marked || first, "{}: a second copy without the mark", message.text());
+        // Nobody could know that the broker took nothing behind the refused one.
+        let row: i64 = message.text().parse().expect("a row");
+        assert!(marked || !(71..100).contains(&row), "{row}");
+    }
+    assert_eq!(seen.len(), 149);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cut_leaves_every_message_of_all_batches_confirmed_or_unknown() {
     let rabbit = Rabbit::shared().await;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::broker::{BatchReport, Doubt, Outcome};
-use crate::message::{Message, RowId};
+use crate::message::{Copies, Message, RowId};
 
 use super::super::connection::{ACCESS_REFUSED, Connection, ExchangeCheck, soft_error};
 use super::answers::{self, Answer, Heard, Verdict};
@@ -19,6 +19,8 @@ pub(super) struct Attempt {
     /// The others, in their order.
     unsettled: Group,
     end: End,
+    /// The broker closed the channel because of one of the messages, whatever came after that.
+    refused: bool,
 }
 
 pub(super) enum End {
@@ -61,15 +63,13 @@ pub(super) async fn check_exchanges(
 }
 
 impl AmqpLane {
-    /// Messages of exchanges that refused one before go last and alone.
-    pub(super) fn groups(&self, messages: Group) -> VecDeque<Group> {
+    /// Messages of exchanges that refused one before go alone; the order stays.
+    pub(super) fn groups(&self, messages: &[Arc<Message>]) -> VecDeque<Group> {
         let suspects = self.connection.suspects();
-        if suspects.is_empty() {
-            return VecDeque::from([messages]);
-        }
-        let (alone, together): (Group, Group) = messages.into_iter().partition(|m| suspects.contains(&m.exchange));
-        std::iter::once(together)
-            .chain(alone.into_iter().map(|message| vec![message]))
+        let suspected = |message: &Arc<Message>| suspects.contains(&message.exchange);
+        messages
+            .chunk_by(|one, next| !suspected(one) && !suspected(next))
+            .map(<[_]>::to_vec)
             .collect()
     }
 
@@ -111,14 +111,20 @@ impl AmqpLane {
 
     /// What became of a group after which nothing is under way, or nothing more comes.
     pub(super) fn judged(&self, group: Group, answers: Vec<Answer>, timed_out: bool) -> Attempt {
-        let heard: Vec<_> = answers.into_iter().map(Answer::now).collect();
+        let heard = answers::heard(answers);
         let end = self.end(&heard, timed_out);
         let complete = matches!(end, End::Complete);
+        let refusal = |heard: &Heard| match &heard.verdict {
+            Verdict::Error(error) => soft_error(error).is_some(),
+            _ => false,
+        };
+        let refused = heard.iter().any(refusal);
         let (settled, unsettled) = answers::judge(group, heard, complete, self.own_headers.dedup.is_some());
         Attempt {
             settled,
             unsettled,
             end,
+            refused,
         }
     }
 
@@ -153,11 +159,15 @@ impl AmqpLane {
         report: &mut BatchReport,
     ) -> Result<Vec<Group>, (Vec<Group>, Doubt, String)> {
         report.outcomes.extend(attempt.settled);
+        let unsettled: Group = attempt.unsettled.into_iter().map(perhaps_there).collect();
         let (again, usable) = match attempt.end {
-            End::Complete if attempt.unsettled.is_empty() => return Ok(Vec::new()),
-            End::Complete => (vec![attempt.unsettled], Err("an answer is missing".to_owned())),
+            End::Complete if unsettled.is_empty() => return Ok(Vec::new()),
+            End::Complete => (
+                vec![unsettled],
+                Err((Doubt::Disconnected, "an answer is missing".to_owned())),
+            ),
             End::ChannelClosed { code, text } => {
-                let again = self.after_refusal(attempt.unsettled, code, &text, report);
+                let again = self.after_refusal(unsettled, code, &text, report);
                 (again, self.reopen().await)
             }
             End::ChannelGone => {
@@ -165,16 +175,20 @@ impl AmqpLane {
                 // Once is an accident of the channel; more often, something is wrong with the connection.
                 let usable = match self.gone {
                     1 => self.reopen().await,
-                    _ => Err("the channel closes by itself".to_owned()),
+                    _ => Err((Doubt::Disconnected, "the channel closes by itself".to_owned())),
                 };
-                (vec![attempt.unsettled], usable)
+                (vec![unsettled], usable)
             }
-            End::Broken(doubt, text) => return Err((vec![attempt.unsettled], doubt, text)),
+            End::Broken(doubt, text) => (vec![unsettled], Err((doubt, text))),
         };
-        match usable {
-            Ok(()) => Ok(again),
-            Err(why) => Err((again, Doubt::Disconnected, why)),
+        let Err((doubt, why)) = usable else { return Ok(again) };
+        if attempt.refused {
+            // What lapin still sends on a closed channel costs the connection: on the next one these go alone.
+            for exchange in again.iter().flatten().map(|message| &message.exchange) {
+                self.connection.suspect(exchange);
+            }
         }
+        Err((again, doubt, why))
     }
 
     /// Decides what to do with the messages that were on a channel when the broker closed it.
@@ -184,7 +198,8 @@ impl AmqpLane {
             return Vec::new();
         };
         if !one_exchange {
-            return by_exchange(unsettled);
+            let groups = unsettled.chunk_by(|one, next| one.exchange == next.exchange);
+            return groups.map(<[_]>::to_vec).collect();
         }
         if code == 404 {
             self.connection.forget_exchange(&first.exchange);
@@ -203,7 +218,7 @@ impl AmqpLane {
 
     /// A new channel on the same connection. lapin may still be busy with the end of the old one (and reuses its
     /// number), so that the first attempt can fail.
-    async fn reopen(&mut self) -> Result<(), String> {
+    async fn reopen(&mut self) -> Result<(), (Doubt, String)> {
         let mut why = String::new();
         for _ in 0..REOPEN_ATTEMPTS {
             match within(self.confirm_timeout, &self.connection, self.connection.channel()).await {
@@ -212,18 +227,21 @@ impl AmqpLane {
                     return Ok(());
                 }
                 Some(Err(error)) => why = error.to_string(),
-                None => return Err("no new channel within the time".to_owned()),
+                None => return Err((Doubt::Disconnected, "no new channel within the time".to_owned())),
             }
             if !self.connection.connected() {
                 break;
             }
             tokio::time::sleep(REOPEN_PAUSE).await;
         }
-        Err(format!("no new channel: {why}"))
+        Err((Doubt::Disconnected, format!("no new channel: {why}")))
     }
 
-    /// An exchange that took a message again is no longer suspected.
+    /// An exchange that took a message again is no longer suspected, once it is known which one it refused.
     pub(super) fn trust_confirmed(&self, batch: &[Arc<Message>], report: &BatchReport) {
+        if report.broken.is_some() {
+            return;
+        }
         let suspects = self.connection.suspects().clone();
         for message in batch.iter().filter(|message| suspects.contains(&message.exchange)) {
             let confirmed =
@@ -249,13 +267,10 @@ pub(super) fn no_confirm(timeout: Duration) -> String {
     format!("no confirm within {timeout:?}")
 }
 
-fn by_exchange(messages: Group) -> Vec<Group> {
-    let mut groups: Vec<Group> = Vec::new();
-    for message in messages {
-        match groups.iter_mut().find(|group| group[0].exchange == message.exchange) {
-            Some(group) => group.push(message),
-            None => groups.push(vec![message]),
-        }
+/// A message that the broker may have taken, though it has not said so.
+fn perhaps_there(mut message: Arc<Message>) -> Arc<Message> {
+    if matches!(message.copies, Copies::None | Copies::Perhaps) {
+        Arc::make_mut(&mut message).copies = Copies::Unknown;
     }
-    groups
+    message
 }

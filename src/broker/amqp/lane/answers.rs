@@ -67,18 +67,33 @@ impl Answer {
         matches!(self, Answer::Here(heard) if heard.returned.is_some())
     }
 
-    /// Every answer that is there must be looked at, also behind one that is missing: it may carry the return of a
-    /// message whose own confirm came without it.
-    pub(super) fn now(mut self) -> Heard {
-        self.look();
+    /// What came between two looks at all: the return that it brings counts, but it is not believed itself.
+    fn at_last(self) -> Heard {
+        let silence = Heard {
+            verdict: Verdict::Silence,
+            returned: None,
+        };
         match self {
             Answer::Here(heard) => heard,
-            Answer::Pending(_) => Heard {
-                verdict: Verdict::Silence,
-                returned: None,
+            Answer::Pending(mut confirm) => match (&mut confirm).now_or_never().map(Heard::from) {
+                Some(error) if matches!(error.verdict, Verdict::Error(_)) => error,
+                Some(late) => Heard {
+                    returned: late.returned,
+                    ..silence
+                },
+                None => silence,
             },
         }
     }
+}
+
+/// What has come, where more may be coming just now. Looked at twice: an answer that was here at the first look was preceded by
+/// the one that brought its return, if it has one, and that is here at the second.
+pub(super) fn heard(mut answers: Vec<Answer>) -> Vec<Heard> {
+    for answer in &mut answers {
+        answer.look();
+    }
+    answers.into_iter().map(Answer::at_last).collect()
 }
 
 impl From<lapin::Result<Confirmation>> for Heard {
