@@ -9,7 +9,7 @@ use sqlx::sqlite::{SqlitePool, SqlitePoolOptions};
 use sqlx::{AssertSqlSafe, Connection};
 
 use crate::support::{
-    Kind, MariaDb, Postgres, Rabbit, Received, Relay, RelayCommand, arrivals, declare, numbers, until,
+    Kind, MariaDb, Postgres, Product, Rabbit, Received, Relay, RelayCommand, arrivals, declare, numbers, until,
 };
 
 pub(crate) const SECOND: Duration = Duration::from_secs(1);
@@ -203,6 +203,9 @@ impl Database {
     pub(crate) async fn take_any_body(&self) {
         let alter = match self {
             Self::Postgres(_) => "ALTER TABLE outbox ALTER payload TYPE bytea USING convert_to(payload::text, 'UTF8')",
+            Self::MariaDb(_) if MariaDb::product() == Product::MySql => {
+                "ALTER TABLE outbox DROP CHECK outbox_chk_1, MODIFY payload longblob NOT NULL"
+            }
             Self::MariaDb(_) => "ALTER TABLE outbox MODIFY payload longblob NOT NULL",
             Self::Sqlite(_) => return,
         };

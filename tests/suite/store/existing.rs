@@ -205,6 +205,7 @@ wrapped!(Numbered, without_numbers);
 wrapped!(Keyless, without_keys);
 
 async fn rename(db: &impl Harness) {
+    db.free_payload().await;
     for (name, other) in NAMES {
         db.execute(&format!("ALTER TABLE outbox RENAME COLUMN {name} TO \"{other}\""))
             .await;
@@ -238,8 +239,8 @@ async fn without_numbers(db: &impl Harness) {
     db.execute(&format!(
         "CREATE TABLE outbox (
              id varchar(40) NOT NULL PRIMARY KEY DEFAULT ({}), exchange text, routing_key text NOT NULL, ordering_key text, type text,
-             content_type text NOT NULL DEFAULT 'application/json', headers text NOT NULL DEFAULT '{{}}',
-             properties text NOT NULL DEFAULT '{{}}', payload text NOT NULL, created_at {} DEFAULT ({now}), available_at {1}, sent_at {1})",
+             content_type text NOT NULL DEFAULT ('application/json'), headers text NOT NULL DEFAULT ('{{}}'),
+             properties text NOT NULL DEFAULT ('{{}}'), payload text NOT NULL, created_at {} DEFAULT ({now}), available_at {1}, sent_at {1})",
         db.random(),
         db.time()
     ))

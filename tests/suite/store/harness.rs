@@ -71,6 +71,9 @@ pub(crate) trait Harness: Send + Sync + Sized {
         self.execute(&format!("DROP INDEX {name}")).await;
     }
 
+    /// Lets the payload's column be renamed.
+    async fn free_payload(&self) {}
+
     fn store(&self) -> Arc<dyn Store> {
         self.store_with(options("outbox", OnSent::Mark))
     }
