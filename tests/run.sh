@@ -45,6 +45,8 @@ main() {
     command -v cargo >/dev/null || die "cargo is missing: install Rust, see https://rustup.rs"
     # Two at a time: each has servers of its own, and waits that a starved machine does not meet.
     export RUST_TEST_THREADS=${RUST_TEST_THREADS:-2}
+    # Bytes. Futures of an unoptimized build can be larger than the two MiB of a test's thread.
+    export RUST_MIN_STACK=${RUST_MIN_STACK:-8388608}
     say "cargo test --locked $*"
     exec cargo test --locked "$@"
 }

@@ -11,6 +11,7 @@ use outbox_relay::health::Health;
 use outbox_relay::metrics::Metrics;
 use outbox_relay::status::Status;
 use outbox_relay::store::{self, StoreOptions};
+use outbox_relay::telemetry;
 use outbox_relay_fuzz::required;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
@@ -33,7 +34,9 @@ thread_local! {
 }
 
 async fn serve() -> std::net::SocketAddr {
-    let env = required().map(|(name, value)| (name.to_owned(), value.to_owned()));
+    let token = [("RELAY_ADMIN_TOKEN", "that-no-input-has-8e0d6f"), ("RELAY_LOG", "off")];
+    let env = required().into_iter().chain(token);
+    let env = env.map(|(name, value)| (name.to_owned(), value.to_owned()));
     let config = config::load(env).expect("a configuration").config;
     let options = StoreOptions {
         table: config.outbox.table.clone(),
@@ -42,8 +45,11 @@ async fn serve() -> std::net::SocketAddr {
         tls: config.database_tls.clone(),
         mapping: config.outbox.mapping.clone(),
     };
+    let levels = telemetry::init(&config);
     let store = store::open_operator(&config.database_url, options).expect("a store");
     let admin = Admin {
+        levels,
+        token: config.admin_token.clone(),
         health: Arc::new(Health::new()),
         metrics: Arc::new(Metrics::new()),
         status: Arc::new(StatusPage::new(Status::new(store, config))),
