@@ -26,6 +26,8 @@ packages=(postgresql pgbouncer mariadb-server rabbitmq-server erlang-base faketi
 
 main() {
     cd "$(dirname "${BASH_SOURCE[0]}")/.."
+    # Bytes. Futures of an unoptimized build can be larger than the two MiB of a test's thread.
+    export RUST_MIN_STACK=${RUST_MIN_STACK:-8388608}
     case "${1-}" in
         -h | --help) usage && exit ;;
         --deploy) exec tests/deploy/run.sh ;;
@@ -45,8 +47,6 @@ main() {
     command -v cargo >/dev/null || die "cargo is missing: install Rust, see https://rustup.rs"
     # Two at a time: each has servers of its own, and waits that a starved machine does not meet.
     export RUST_TEST_THREADS=${RUST_TEST_THREADS:-2}
-    # Bytes. Futures of an unoptimized build can be larger than the two MiB of a test's thread.
-    export RUST_MIN_STACK=${RUST_MIN_STACK:-8388608}
     say "cargo test --locked $*"
     exec cargo test --locked "$@"
 }
