@@ -162,6 +162,10 @@ macro_rules! wrapped {
                 self.0.allow_inserts()
             }
 
+            fn ends_what_is_given_up(&self) -> bool {
+                self.0.ends_what_is_given_up()
+            }
+
             fn time(&self) -> &'static str {
                 self.0.time()
             }

@@ -71,6 +71,11 @@ pub(crate) trait Harness: Send + Sync + Sized {
         self.execute(&format!("DROP INDEX {name}")).await;
     }
 
+    /// Whether the server ends a transaction whose client has given it up. Else what it did may show later.
+    fn ends_what_is_given_up(&self) -> bool {
+        true
+    }
+
     /// Lets the payload's column be renamed.
     async fn free_payload(&self) {}
 

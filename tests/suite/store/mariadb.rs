@@ -59,6 +59,10 @@ impl Harness for MariaDb {
         "timestamp(6) NULL"
     }
 
+    fn ends_what_is_given_up(&self) -> bool {
+        product() == Product::MariaDb
+    }
+
     async fn free_payload(&self) {
         if product() == Product::MySql {
             self.execute("ALTER TABLE outbox DROP CHECK outbox_chk_1").await;

@@ -139,7 +139,8 @@ async fn a_look_that_takes_too_long_is_followed_by_one_without_order<H: Harness>
     until("they are found as they come", WAIT, async || {
         let rows = store.head(RowId(last), 10, ALL).await.unwrap_or_default();
         let found = bodies(&rows);
-        assert!(found.is_empty() || found == [3, 4], "{found:?}");
+        let ordered = found == [4, 3] && !db.ends_what_is_given_up();
+        assert!(found.is_empty() || found == [3, 4] || ordered, "{found:?}");
         !found.is_empty()
     })
     .await;
