@@ -180,9 +180,8 @@ impl AmqpLane {
         })
     }
 
-    /// Settles the oldest `count` batches: those that are answered, or all if the channel takes no more.
-    async fn settle(&mut self, count: usize, timed_out: bool) -> BatchReport {
-        let mut report = BatchReport::of(count);
+    /// The messages of the oldest `count` batches and their answers; what was known before is told.
+    fn take_sent(&mut self, count: usize, report: &mut BatchReport) -> (Group, Vec<Answer>) {
         let (mut group, mut answers) = (Group::new(), Vec::new());
         for sent in self.sent.drain(..count) {
             report.outcomes.extend(sent.outcomes);
@@ -193,6 +192,13 @@ impl AmqpLane {
                 answers.extend(sent.answers);
             }
         }
+        (group, answers)
+    }
+
+    /// Settles the oldest `count` batches: those that are answered, or all if the channel takes no more.
+    async fn settle(&mut self, count: usize, timed_out: bool) -> BatchReport {
+        let mut report = BatchReport::of(count);
+        let (group, answers) = self.take_sent(count, &mut report);
         self.came_back = false;
         let failed = answers.iter().any(Answer::is_error);
         let messages = if failed { group.clone() } else { Group::new() };
@@ -226,12 +232,7 @@ impl AmqpLane {
     /// without them no other is believed.
     fn give_up(&mut self, doubt: Doubt, why: String, seen: bool) -> BatchReport {
         let mut report = BatchReport::of(self.sent.len());
-        let (mut group, mut answers) = (Group::new(), Vec::new());
-        for sent in self.sent.drain(..) {
-            report.outcomes.extend(sent.outcomes);
-            group.extend(sent.group);
-            answers.extend(sent.answers);
-        }
+        let (mut group, answers) = self.take_sent(self.sent.len(), &mut report);
         if seen {
             let heard = answers::heard(answers);
             let (settled, unsettled) = answers::judge(group, heard, false, self.own_headers.dedup.is_some());

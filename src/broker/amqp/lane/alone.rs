@@ -9,7 +9,7 @@ use crate::broker::{BatchReport, Doubt, Outcome};
 use crate::message::{Copies, Message, RowId};
 
 use super::super::connection::{ACCESS_REFUSED, Connection, ExchangeCheck, soft_error};
-use super::answers::{self, Answer, Heard, Verdict};
+use super::answers::{self, Answer, Heard};
 use super::{AmqpLane, Group, REOPEN_ATTEMPTS, REOPEN_PAUSE, within};
 
 /// What publishing a group of messages led to.
@@ -114,11 +114,7 @@ impl AmqpLane {
         let heard = answers::heard(answers);
         let end = self.end(&heard, timed_out);
         let complete = matches!(end, End::Complete);
-        let refusal = |heard: &Heard| match &heard.verdict {
-            Verdict::Error(error) => soft_error(error).is_some(),
-            _ => false,
-        };
-        let refused = heard.iter().any(refusal);
+        let refused = answers::errors(&heard).any(|error| soft_error(error).is_some());
         let (settled, unsettled) = answers::judge(group, heard, complete, self.own_headers.dedup.is_some());
         Attempt {
             settled,
@@ -128,16 +124,11 @@ impl AmqpLane {
         }
     }
 
-    fn end(&self, answers: &[Heard], timed_out: bool) -> End {
+    fn end(&self, heard: &[Heard], timed_out: bool) -> End {
         if timed_out {
             return End::Broken(Doubt::Timeout, no_confirm(self.confirm_timeout));
         }
-        let errors = || {
-            answers.iter().filter_map(|heard| match &heard.verdict {
-                Verdict::Error(error) => Some(&**error),
-                _ => None,
-            })
-        };
+        let errors = || answers::errors(heard);
         let Some(first) = errors().next() else {
             return End::Complete;
         };
@@ -146,7 +137,7 @@ impl AmqpLane {
         }
         match errors().find_map(soft_error) {
             Some((code, text)) => End::ChannelClosed { code, text },
-            None if errors().count() == answers.len() && !self.channel.status().connected() => End::ChannelGone,
+            None if errors().count() == heard.len() && !self.channel.status().connected() => End::ChannelGone,
             None => End::Broken(Doubt::Disconnected, first.to_string()),
         }
     }
@@ -160,22 +151,20 @@ impl AmqpLane {
     ) -> Result<Vec<Group>, (Vec<Group>, Doubt, String)> {
         report.outcomes.extend(attempt.settled);
         let unsettled: Group = attempt.unsettled.into_iter().map(perhaps_there).collect();
+        let disconnected = |why: String| (Doubt::Disconnected, why);
         let (again, usable) = match attempt.end {
             End::Complete if unsettled.is_empty() => return Ok(Vec::new()),
-            End::Complete => (
-                vec![unsettled],
-                Err((Doubt::Disconnected, "an answer is missing".to_owned())),
-            ),
+            End::Complete => (vec![unsettled], Err(disconnected("an answer is missing".to_owned()))),
             End::ChannelClosed { code, text } => {
                 let again = self.after_refusal(unsettled, code, &text, report);
-                (again, self.reopen().await)
+                (again, self.reopen().await.map_err(disconnected))
             }
             End::ChannelGone => {
                 self.gone += 1;
                 // Once is an accident of the channel; more often, something is wrong with the connection.
                 let usable = match self.gone {
-                    1 => self.reopen().await,
-                    _ => Err((Doubt::Disconnected, "the channel closes by itself".to_owned())),
+                    1 => self.reopen().await.map_err(disconnected),
+                    _ => Err(disconnected("the channel closes by itself".to_owned())),
                 };
                 (vec![unsettled], usable)
             }
@@ -218,7 +207,7 @@ impl AmqpLane {
 
     /// A new channel on the same connection. lapin may still be busy with the end of the old one (and reuses its
     /// number), so that the first attempt can fail.
-    async fn reopen(&mut self) -> Result<(), (Doubt, String)> {
+    async fn reopen(&mut self) -> Result<(), String> {
         let mut why = String::new();
         for _ in 0..REOPEN_ATTEMPTS {
             match within(self.confirm_timeout, &self.connection, self.connection.channel()).await {
@@ -227,14 +216,14 @@ impl AmqpLane {
                     return Ok(());
                 }
                 Some(Err(error)) => why = error.to_string(),
-                None => return Err((Doubt::Disconnected, "no new channel within the time".to_owned())),
+                None => return Err("no new channel within the time".to_owned()),
             }
             if !self.connection.connected() {
                 break;
             }
             tokio::time::sleep(REOPEN_PAUSE).await;
         }
-        Err((Doubt::Disconnected, format!("no new channel: {why}")))
+        Err(format!("no new channel: {why}"))
     }
 
     /// An exchange that took a message again is no longer suspected, once it is known which one it refused.

@@ -8,7 +8,7 @@ use lapin::options::BasicPublishOptions;
 use lapin::{Channel, Confirmation, PublisherConfirm};
 
 use crate::broker::{Confirmed, Outcome};
-use crate::message::{Copies, Message, OwnHeaders, RowId};
+use crate::message::{Copies, OwnHeaders, RowId};
 
 use super::super::properties::{properties, short};
 use super::Group;
@@ -20,7 +20,7 @@ const MANDATORY: BasicPublishOptions = BasicPublishOptions {
 };
 
 /// What the broker, or lapin for it, said of one message.
-pub(super) enum Verdict {
+enum Verdict {
     Ack,
     Nack,
     Error(Box<lapin::Error>),
@@ -30,7 +30,7 @@ pub(super) enum Verdict {
 
 /// An answer, with the returned message that lapin attached to it: of this message, or of any other of the channel.
 pub(super) struct Heard {
-    pub(super) verdict: Verdict,
+    verdict: Verdict,
     returned: Option<Box<Returned>>,
 }
 
@@ -75,7 +75,7 @@ impl Answer {
         };
         match self {
             Answer::Here(heard) => heard,
-            Answer::Pending(mut confirm) => match (&mut confirm).now_or_never().map(Heard::from) {
+            Answer::Pending(confirm) => match confirm.now_or_never().map(Heard::from) {
                 Some(error) if matches!(error.verdict, Verdict::Error(_)) => error,
                 Some(late) => Heard {
                     returned: late.returned,
@@ -94,6 +94,14 @@ pub(super) fn heard(mut answers: Vec<Answer>) -> Vec<Heard> {
         answer.look();
     }
     answers.into_iter().map(Answer::at_last).collect()
+}
+
+/// The errors among them.
+pub(super) fn errors(heard: &[Heard]) -> impl Iterator<Item = &lapin::Error> {
+    heard.iter().filter_map(|heard| match &heard.verdict {
+        Verdict::Error(error) => Some(&**error),
+        _ => None,
+    })
 }
 
 impl From<lapin::Result<Confirmation>> for Heard {
@@ -118,7 +126,7 @@ impl From<lapin::Result<Confirmation>> for Heard {
 /// Publishes `group` in order. The publishes are polled together: lapin then writes many to the socket at once, instead
 /// of one system call each.
 pub(super) async fn publish(channel: &Channel, group: &Group, own_headers: &OwnHeaders) -> Vec<Answer> {
-    let sends = group.iter().map(|message: &std::sync::Arc<Message>| {
+    let sends = group.iter().map(|message| {
         channel.basic_publish(
             short(&message.exchange),
             short(&message.routing_key),
