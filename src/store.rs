@@ -11,6 +11,7 @@ use crate::message::{OrderingKey, OutboxRow, RowId};
 
 mod columns;
 mod grants;
+mod history;
 mod layout;
 mod leases;
 mod migrate;

@@ -1,5 +1,6 @@
 //! The statements that give a role what the relay needs of the tables, and no more.
 
+use super::history::errors_table;
 use super::leases::{members_table, shares_table};
 use super::migrate::{literal, quoted};
 use super::pauses::pauses_table;
@@ -88,7 +89,12 @@ fn of_tables(table: &TableName, access: &Access, deletes: bool, role: &str) -> S
         rights.push("DELETE".to_owned());
     }
     let mut sql = format!("GRANT {} ON {table} TO {role};\n", rights.join(", "));
-    let mut own = vec![shares_table(table), members_table(table), pauses_table(table)];
+    let mut own = vec![
+        shares_table(table),
+        members_table(table),
+        pauses_table(table),
+        errors_table(table),
+    ];
     if access.mapped {
         own.extend([failures_table(table), positions_table(table)]);
     }

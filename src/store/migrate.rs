@@ -6,6 +6,7 @@
 use sha2::{Digest, Sha256};
 
 use crate::config::{Mapping, TableName};
+use crate::store::history::errors_table;
 use crate::store::leases::{members_table, shares_table};
 use crate::store::pauses::pauses_table;
 use crate::store::source::{failures_table, positions_table};
@@ -53,6 +54,7 @@ pub(super) fn render(migration: &Migration, table: &TableName) -> String {
         .replace("{shares}", &shares_table(table))
         .replace("{members}", &members_table(table))
         .replace("{pauses}", &pauses_table(table))
+        .replace("{errors}", &errors_table(table))
         .replace("{failures}", &failures_table(table))
         .replace("{positions}", &positions_table(table))
         .replace("{unsent_index}", &quoted(&unsent_index(table)))

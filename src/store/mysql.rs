@@ -28,6 +28,7 @@ use crate::message::{OrderingKey, OutboxRow, RowId};
 mod connect;
 mod error;
 mod existing;
+mod history;
 mod inspect;
 mod migrate;
 mod operator;
@@ -66,6 +67,8 @@ pub struct MySql {
     /// Of looking for rows without a number.
     numbering: Pace,
     tidied: Mutex<TidyWalk>,
+    /// Through the errors of earlier attempts.
+    forgotten: Mutex<TidyWalk>,
     read: Slot<MySqlConnection>,
     write: Slot<MySqlConnection>,
     housekeeping: Slot<MySqlConnection>,
@@ -89,6 +92,7 @@ impl MySql {
             numbering: Pace::new(options.timeout),
             options,
             tidied: Mutex::default(),
+            forgotten: Mutex::default(),
             read: Slot::new(),
             write: Slot::new(),
             housekeeping: Slot::new(),
@@ -116,7 +120,7 @@ impl MySql {
         // What is found wrong now must not be worked on as it was known before.
         *lock(&self.statements) = None;
         // On the heap: it is large, and every call would have room for it on its stack.
-        let found = Box::pin(self.inspected()).await;
+        let found = Box::pin(async { self.with_history(self.inspected().await?).await }).await;
         if found.is_err() {
             // The next look may find another server behind the same name.
             self.read.close().await;
@@ -309,7 +313,8 @@ impl Store for MySql {
     }
 
     async fn tidy(&self) -> Result<(), StoreError> {
-        self.tidy_own_tables().await
+        self.tidy_own_tables().await?;
+        self.tidy_history().await
     }
 
     async fn purge(&self, older_than: Duration, limit: u32) -> Result<u64, StoreError> {

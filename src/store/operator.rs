@@ -46,6 +46,10 @@ pub trait Operator: Store {
     /// Up to `limit` dead letters above `after`, in `id` order.
     async fn dead_letters(&self, filter: &DeadFilter, after: RowId, limit: u32) -> Result<Vec<DeadLetter>, StoreError>;
 
+    /// What earlier attempts of a row failed for, the newest first, as far as that is kept. [`StoreError::SchemaMissing`] where
+    /// there is no table for it.
+    async fn past_errors(&self, id: RowId) -> Result<Vec<PastError>, StoreError>;
+
     /// The body of a dead letter as stored; `None`: no such dead letter.
     async fn dead_payload(&self, id: RowId) -> Result<Option<Vec<u8>>, StoreError>;
 
@@ -269,6 +273,17 @@ pub struct DeadLetter {
     pub created_at: f64,
     /// Seconds since 1970.
     pub dead_at: f64,
+}
+
+/// What an attempt failed for.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PastError {
+    /// Seconds since 1970 by the database's clock.
+    pub at: f64,
+    /// Which one it was, counted anew after a replay.
+    pub attempt: u32,
+    /// For a person, as in `last_error`.
+    pub error: String,
 }
 
 /// What makes the table slow in the long run.

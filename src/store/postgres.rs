@@ -28,6 +28,7 @@ use crate::message::{OrderingKey, OutboxRow, RowId};
 mod connect;
 mod error;
 mod existing;
+mod history;
 mod inspect;
 mod migrate;
 mod operator;
@@ -55,6 +56,8 @@ pub struct Postgres {
     /// Of looking for rows without a number.
     numbering: Pace,
     tidied: Mutex<TidyWalk>,
+    /// Through the errors of earlier attempts.
+    forgotten: Mutex<TidyWalk>,
     read: Slot<PgConnection>,
     write: Slot<PgConnection>,
     housekeeping: Slot<PgConnection>,
@@ -77,6 +80,7 @@ impl Postgres {
             numbering: Pace::new(options.timeout),
             options,
             tidied: Mutex::default(),
+            forgotten: Mutex::default(),
             read: Slot::new(),
             write: Slot::new(),
             housekeeping: Slot::new(),
@@ -110,7 +114,7 @@ impl Postgres {
 
     async fn look(&self) -> Result<Arc<Statements>, StoreError> {
         // On the heap: it is large, and every call would have room for it on its stack.
-        let found = Box::pin(self.inspected()).await;
+        let found = Box::pin(async { self.with_history(self.inspected().await?).await }).await;
         match found {
             Ok(statements) => {
                 let statements = Arc::new(statements);
@@ -342,7 +346,8 @@ impl Store for Postgres {
     }
 
     async fn tidy(&self) -> Result<(), StoreError> {
-        self.tidy_own_tables().await
+        self.tidy_own_tables().await?;
+        self.tidy_history().await
     }
 
     async fn purge(&self, older_than: Duration, limit: u32) -> Result<u64, StoreError> {

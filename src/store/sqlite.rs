@@ -30,6 +30,7 @@ use crate::message::{OrderingKey, OutboxRow, RowId};
 mod connect;
 mod error;
 mod existing;
+mod history;
 mod inspect;
 mod migrate;
 mod operator;
@@ -59,6 +60,8 @@ pub struct Sqlite {
     /// Of looking for rows without a number.
     numbering: Pace,
     tidied: Mutex<TidyWalk>,
+    /// Through the errors of earlier attempts.
+    forgotten: Mutex<TidyWalk>,
     /// The last `data_version` seen; one connection's number says nothing to another.
     version: Mutex<Option<i64>>,
     read: Slot<SqliteConnection>,
@@ -83,6 +86,7 @@ impl Sqlite {
             numbering: Pace::new(options.timeout),
             options,
             tidied: Mutex::default(),
+            forgotten: Mutex::default(),
             version: Mutex::default(),
             read: Slot::new(),
             write: Slot::new(),
@@ -112,11 +116,12 @@ impl Sqlite {
         // What is found wrong now must not be worked on as it was known before.
         *lock(&self.statements) = None;
         inspect::check_schema(table)?;
-        let statements = Arc::new(match self.options.mapping.is_default() {
+        let statements = match self.options.mapping.is_default() {
             // On the heap: it is large, and every call would have room for it on its stack.
             true => Box::pin(self.inspected()).await?,
             false => self.inspected_existing().await?,
-        });
+        };
+        let statements = Arc::new(Box::pin(self.with_history(statements)).await?);
         self.check_writable(&statements).await?;
         *lock(&self.statements) = Some(Arc::clone(&statements));
         Ok(statements)
@@ -148,19 +153,31 @@ impl Sqlite {
         ids: &[i64],
     ) -> Result<u64, StoreError> {
         let ids = list(ids);
+        let changed = self
+            .in_one(slot, statements, |sql| self.query(sql).bind(ids.clone()))
+            .await?;
+        Ok(changed.first().copied().unwrap_or_default())
+    }
+
+    /// Statements with their arguments: one by itself, several in one transaction. The rows that each of them changed.
+    async fn in_one<'q>(
+        &self,
+        slot: &Slot<SqliteConnection>,
+        statements: &[Arc<str>],
+        bound: impl Fn(&Arc<str>) -> Statement<'q>,
+    ) -> Result<Vec<u64>, StoreError> {
         if let [only] = statements {
-            return self.execute(slot, self.query(only).bind(ids)).await;
+            return Ok(vec![self.execute(slot, bound(only)).await?]);
         }
         self.call(slot, async |connection| {
             // A transaction that begins by reading cannot wait for another writer any more when it wants to write.
             let mut transaction = connection.begin_with("BEGIN IMMEDIATE").await?;
-            let mut first = None;
+            let mut changed = Vec::new();
             for sql in statements {
-                let done = transaction.execute(self.query(sql).bind(ids.clone())).await?;
-                first.get_or_insert(done.rows_affected());
+                changed.push(transaction.execute(bound(sql)).await?.rows_affected());
             }
             transaction.commit().await?;
-            Ok(first.unwrap_or_default())
+            Ok(changed)
         })
         .await
     }
@@ -327,12 +344,13 @@ impl Store for Sqlite {
             .collect();
         let mut written = 0;
         for failures in failures.chunks(MAX_WRITE) {
-            let query = self
-                .query(&statements.failures)
-                .bind(json!(failures).to_string())
-                .bind(holder.partitions)
-                .bind(holder.member.as_str());
-            written += self.execute(&self.write, query).await?;
+            let failures = json!(failures).to_string();
+            let bound = |sql: &Arc<str>| {
+                let query = self.query(sql).bind(failures.clone());
+                query.bind(holder.partitions).bind(holder.member.clone())
+            };
+            let changed = self.in_one(&self.write, &statements.failures, bound).await?;
+            written += changed.last().copied().unwrap_or_default();
         }
         Ok(written)
     }
@@ -366,7 +384,8 @@ impl Store for Sqlite {
     }
 
     async fn tidy(&self) -> Result<(), StoreError> {
-        self.tidy_own_tables().await
+        self.tidy_own_tables().await?;
+        self.tidy_history().await
     }
 
     async fn purge(&self, older_than: Duration, limit: u32) -> Result<u64, StoreError> {

@@ -13,13 +13,14 @@ const BEGIN: &str =
 const END: &str = "<!-- end of configuration -->\n";
 
 /// Names in the database that begin like a metric.
-const IN_DATABASE: [&str; 7] = [
+const IN_DATABASE: [&str; 8] = [
     "outbox_relay_failures",
     "outbox_relay_positions",
     "outbox_relay_migrations",
     "outbox_relay_shares",
     "outbox_relay_members",
     "outbox_relay_pauses",
+    "outbox_relay_errors",
     "outbox_relay_wakeup",
 ];
 

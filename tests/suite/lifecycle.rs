@@ -78,7 +78,8 @@ async fn application(outbox: &Outbox, from: i64) {
 
 async fn without_table() -> Outbox {
     let outbox = Outbox::on_postgres().await;
-    let tables = "outbox, outbox_relay_migrations, outbox_relay_shares, outbox_relay_members, outbox_relay_pauses";
+    let tables = "outbox, outbox_relay_migrations, outbox_relay_shares, outbox_relay_members, outbox_relay_pauses, \
+                  outbox_relay_errors";
     outbox.db.run(&format!("DROP TABLE {tables}")).await;
     outbox
 }

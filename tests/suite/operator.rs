@@ -194,13 +194,36 @@ async fn dead_letters_are_listed_and_shown_without_their_body(outbox: Outbox) {
     );
     let (code, _, err) = list(&["--older-than", "7"]).await;
     assert_eq!(code, Some(64), "{err}");
+    outbox
+        .db
+        .run(
+            "INSERT INTO outbox_relay_errors (outbox, id, failed_at, attempt, error)
+             VALUES ('outbox', 1, 86400.5, 1, 'no_exchange: first'), ('outbox', 1, 90000, 2, 'refused: second')",
+        )
+        .await;
     let (code, out, _) = command(&outbox, &["dead-letters", "show", "1"], &[]).await;
+    let second = "errors         1970-01-02T01:00:00Z  attempt 2  refused: second\n";
+    let first = "               1970-01-02T00:00:00Z  attempt 1  no_exchange: first\n";
+    assert!(out.contains(&format!("{second}{first}")), "{out}");
     assert!(
         code == Some(0) && out.contains("no queue") && !out.contains("secret"),
         "{out}"
     );
     let (_, out, _) = command(&outbox, &["dead-letters", "show", "1", "--body"], &[]).await;
     assert!(out.contains("{\"secret\":1}"), "{out}");
+    let (_, out, _) = command(&outbox, &["dead-letters", "show", "1", "--json"], &[]).await;
+    let letter: Value = serde_json::from_str(&out).unwrap();
+    let first = serde_json::json!({ "at": "1970-01-02T00:00:00Z", "attempt": 1, "error": "no_exchange: first" });
+    assert_eq!(letter["errors"][1], first, "{letter:#}");
+    // As it is before the migration.
+    outbox.db.run("DROP TABLE outbox_relay_errors").await;
+    let (code, out, err) = command(&outbox, &["dead-letters", "show", "1"], &[]).await;
+    assert!(code == Some(0) && out.contains("no queue"), "{out}{err}");
+    let words = ["outbox_relay_errors", "outbox-relay migrate"];
+    assert!(words.iter().all(|word| err.contains(word)), "{err}");
+    let (_, out, _) = command(&outbox, &["check"], &[]).await;
+    let warned = |line: &str| line.starts_with("warning table: ") && words.iter().all(|word| line.contains(word));
+    assert!(out.lines().any(warned) && !out.contains("FAILED"), "{out}");
     let (code, _, err) = command(&outbox, &["dead-letters", "show", "2"], &[]).await;
     assert!(code == Some(1) && err.contains("row 2 is no dead letter"), "{err}");
     let (code, _, err) = command(&outbox, &["dead-letters", "replay", "2"], &[]).await;

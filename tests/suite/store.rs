@@ -2,6 +2,7 @@
 
 mod existing;
 mod harness;
+mod history;
 mod leasing;
 mod mapped;
 mod mariadb;
@@ -85,4 +86,10 @@ conformance! {
         sent_rows_are_unsent_again_once
         owners_are_told_with_their_time
         upkeep_misses_an_index_that_is_gone;
+    history:
+        errors_of_earlier_attempts_are_kept
+        only_the_newest_errors_are_kept
+        what_is_noted_goes_with_its_row
+        errors_of_a_table_of_the_application_are_kept
+        without_its_table_everything_else_works;
 }

@@ -8,8 +8,8 @@ use serde_json::{Value, json};
 
 use crate::cli::text::{plain, print};
 use crate::message::RowId;
-use crate::store::Operator;
-use crate::store::operator::{DeadFilter, DeadLetter};
+use crate::store::operator::{DeadFilter, DeadLetter, PastError};
+use crate::store::{Operator, StoreError};
 
 /// Longer errors are cut in the list; `show` has all of it.
 const ERROR_CHARS: usize = 80;
@@ -68,7 +68,9 @@ pub(super) async fn show(operator: &dyn Operator, id: RowId, with_body: bool, js
         true => operator.dead_payload(id).await?,
         false => None,
     };
+    let errors = past_errors(operator, id).await?;
     let mut value = as_json(&letter);
+    value["errors"] = errors.as_deref().map_or(Value::Null, errors_as_json);
     if let Some(body) = &body {
         // Bytes that are no text are replaced: the table has them.
         value["payload"] = String::from_utf8_lossy(body).into();
@@ -79,9 +81,14 @@ pub(super) async fn show(operator: &dyn Operator, id: RowId, with_body: bool, js
     }
     let mut text = String::new();
     for (name, value) in value.as_object().into_iter().flatten() {
-        if name != "payload" && !value.is_null() {
+        if name != "payload" && name != "errors" && !value.is_null() {
             let _ = writeln!(text, "{name:14} {}", plain(value));
         }
+    }
+    for (number, PastError { at, attempt, error }) in errors.iter().flatten().enumerate() {
+        let name = if number == 0 { "errors" } else { "" };
+        let error = plain(&error.as_str().into());
+        let _ = writeln!(text, "{name:14} {}  attempt {attempt}  {error}", time(*at));
     }
     if let Some(body) = body {
         text.push('\n');
@@ -90,6 +97,25 @@ pub(super) async fn show(operator: &dyn Operator, id: RowId, with_body: bool, js
     }
     print(&text);
     Ok(ExitCode::SUCCESS)
+}
+
+/// The newest first; `None`, with the reason for a person, where they are not kept.
+async fn past_errors(operator: &dyn Operator, id: RowId) -> anyhow::Result<Option<Vec<PastError>>> {
+    match operator.past_errors(id).await {
+        Ok(errors) => Ok(Some(errors)),
+        Err(error @ (StoreError::SchemaMissing(_) | StoreError::Denied(_))) => {
+            eprintln!("outbox-relay: the errors of earlier attempts are not kept: {error}");
+            Ok(None)
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn errors_as_json(errors: &[PastError]) -> Value {
+    let errors = errors
+        .iter()
+        .map(|past| json!({ "at": time(past.at), "attempt": past.attempt, "error": past.error }));
+    errors.collect()
 }
 
 fn as_json(letter: &DeadLetter) -> Value {

@@ -19,12 +19,12 @@ use super::{MAX_MARK, MySql, lease_dialect, list, micros};
 use crate::message::RowId;
 use crate::store::operator::rows::{Cells, counted, dead_letter, owner, route, sent_row, waiting_key};
 use crate::store::operator::{
-    Database, DeadFilter, DeadLetter, Index, Operator, Ownership, Refused, Route, SentFilter, SentMark, SentRow,
-    Upkeep, WAITING_SCAN, WaitingKey, count_reasons, count_routes, reason_of,
+    Database, DeadFilter, DeadLetter, Index, Operator, Ownership, PastError, Refused, Route, SentFilter, SentMark,
+    SentRow, Upkeep, WAITING_SCAN, WaitingKey, count_reasons, count_routes, reason_of,
 };
 use crate::store::source::Target;
 use crate::store::values::{decode, decode_one, epoch, raw};
-use crate::store::{StoreError, leases, pauses};
+use crate::store::{StoreError, history, leases, pauses};
 
 /// With a filter on what is not in the index, so many dead letters at a time are looked up.
 const WINDOW: usize = 10_000;
@@ -267,6 +267,11 @@ impl Operator for MySql {
         }
     }
 
+    async fn past_errors(&self, id: RowId) -> Result<Vec<PastError>, StoreError> {
+        let rows = self.ask(history::list(&self.options.table, id)).await;
+        decode(&rows.map_err(history::explain)?, history::past_error)
+    }
+
     async fn dead_payload(&self, id: RowId) -> Result<Option<Vec<u8>>, StoreError> {
         let statements = self.statements().await?;
         let source = &statements.source;
@@ -289,7 +294,11 @@ impl Operator for MySql {
 
     async fn discard(&self, ids: &[RowId], which: Refused) -> Result<u64, StoreError> {
         let statements = self.statements().await?;
-        self.change(&discard(&statements.source.target, which), ids).await
+        let discarded = self.change(&discard(&statements.source.target, which), ids).await?;
+        if let Some(history) = &statements.history {
+            self.forget(history, &raw(ids)).await?;
+        }
+        Ok(discarded)
     }
 
     async fn sent_mark(&self) -> Result<SentMark, StoreError> {

@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 
+use super::history::History;
 use crate::config::{OnSent, TableName};
 use crate::store::leases::shares_table;
 use crate::store::migrate::quoted;
@@ -38,6 +39,8 @@ pub(super) struct Statements {
     pub(super) mark: Vec<Arc<str>>,
     /// Run together; the last one tells how many rows took it.
     pub(super) failures: Vec<Arc<str>>,
+    /// Find and remove the errors that are noted of rows that are sent or gone; `None`: none are noted.
+    pub(super) history: Option<History>,
     /// Which entries of the relay's own tables belong to rows that are there; `None`: they are not used.
     pub(super) tidy_look: Option<Arc<str>>,
     /// Refusals whose row has no number any more, as they were written while it was marked; `None`: there are no numbers.
@@ -52,6 +55,8 @@ pub(super) struct Statements {
     pub(super) purge: Arc<str>,
     pub(super) backlog: Arc<str>,
     pub(super) source: Source,
+    /// The table of the shares.
+    pub(super) shares: String,
     /// For a person: which columns hold what; `None`: every one is under its own name.
     pub(super) columns: Option<String>,
     /// For a person: what works, but could be mended.
@@ -109,6 +114,8 @@ impl Statements {
             fetch: fetch(&source),
             mark,
             failures: failures(target, &shares_table(table)),
+            history: None,
+            shares: shares_table(table),
             numberless_failures: target.positions.as_ref().map(|positions| numberless_failures(target, positions)),
             tidy_look: (!free.is_empty()).then(|| tidy_look(target)),
             free,
@@ -264,6 +271,20 @@ fn mark(target: &Target, on_sent: OnSent) -> Arc<str> {
     .into()
 }
 
+/// See [`failures`].
+pub(super) const REFUSED: &str = "JSON_TABLE(?, '$[*]' COLUMNS (
+             id bigint PATH '$[0]', attempts int PATH '$[1]', error varchar(2000) CHARACTER SET utf8mb4 PATH '$[2]',
+             delay bigint PATH '$[3]', share int PATH '$[4]', epoch bigint PATH '$[5]')) AS f";
+
+/// That the lease under which a failure was decided is still its writer's.
+pub(super) fn held(outbox: &str, shares: &str) -> String {
+    format!(
+        "(f.epoch IS NULL OR EXISTS (
+               SELECT 1 FROM {shares} AS s WHERE s.outbox = {outbox} AND s.layout = ? AND s.share = f.share
+                                             AND s.epoch = f.epoch AND s.owner = ?))"
+    )
+}
+
 /// An array of `[id, attempts, error, microseconds or null, share or null, epoch or null]`. A failure that was decided
 /// under a lease is written only while the lease is its writer's.
 fn failures(target: &Target, shares: &str) -> Vec<Arc<str>> {
@@ -275,14 +296,7 @@ fn failures(target: &Target, shares: &str) -> Vec<Arc<str>> {
         table,
         ..
     } = target;
-    let refused = "JSON_TABLE(?, '$[*]' COLUMNS (
-             id bigint PATH '$[0]', attempts int PATH '$[1]', error varchar(2000) CHARACTER SET utf8mb4 PATH '$[2]',
-             delay bigint PATH '$[3]', share int PATH '$[4]', epoch bigint PATH '$[5]')) AS f";
-    let held = format!(
-        "(f.epoch IS NULL OR EXISTS (
-               SELECT 1 FROM {shares} AS s WHERE s.outbox = {outbox} AND s.layout = ? AND s.share = f.share
-                                             AND s.epoch = f.epoch AND s.owner = ?))"
-    );
+    let held = held(outbox, shares);
     let cut = target.cut("f.error");
     let set = |alias: &str, [attempts, next, error, dead]: [&str; 4]| {
         format!(
@@ -296,9 +310,9 @@ fn failures(target: &Target, shares: &str) -> Vec<Arc<str>> {
         let has = target.has("f.id");
         let set = set("b", ["attempts", "next_attempt_at", "last_error", "dead_at"]);
         return vec![
-            format!("INSERT IGNORE INTO {failures} (outbox, id, attempts) SELECT {outbox}, f.id, 0 FROM {refused} WHERE {has} AND {held}").into(),
+            format!("INSERT IGNORE INTO {failures} (outbox, id, attempts) SELECT {outbox}, f.id, 0 FROM {REFUSED} WHERE {has} AND {held}").into(),
             format!(
-                "UPDATE {refused} STRAIGHT_JOIN {failures} AS b ON b.outbox = {outbox} AND b.id = f.id
+                "UPDATE {REFUSED} STRAIGHT_JOIN {failures} AS b ON b.outbox = {outbox} AND b.id = f.id
          {set}
          WHERE b.dead_at IS NULL AND {has} AND {held}"
             )
@@ -310,7 +324,7 @@ fn failures(target: &Target, shares: &str) -> Vec<Arc<str>> {
     let unsent = target.and_unsent();
     vec![
         format!(
-            "UPDATE {refused}
+            "UPDATE {REFUSED}
          STRAIGHT_JOIN {table} AS o ON o.{key} = f.id
          {set}
          WHERE o.{dead} IS NULL{unsent}

@@ -16,12 +16,12 @@ use crate::message::RowId;
 use crate::store::leases::{self, Dialect};
 use crate::store::operator::rows::{Cells, counted, dead_letter, owner, route, sent_row, waiting_key};
 use crate::store::operator::{
-    Database, DeadFilter, DeadLetter, Index, Operator, Ownership, Refused, Route, SentFilter, SentMark, SentRow,
-    Upkeep, Vacuum, WAITING_SCAN, WaitingKey, count_reasons, count_routes, reason_of,
+    Database, DeadFilter, DeadLetter, Index, Operator, Ownership, PastError, Refused, Route, SentFilter, SentMark,
+    SentRow, Upkeep, Vacuum, WAITING_SCAN, WaitingKey, count_reasons, count_routes, reason_of,
 };
 use crate::store::source::{Source, Target};
 use crate::store::values::{count, raw, seconds, span};
-use crate::store::{StoreError, pauses};
+use crate::store::{StoreError, history, pauses};
 
 /// Any index of the right rows will do, whatever its name.
 const INDEXES: &str = "\
@@ -259,6 +259,11 @@ impl Operator for Postgres {
         })
     }
 
+    async fn past_errors(&self, id: RowId) -> Result<Vec<PastError>, StoreError> {
+        let rows = self.ask(history::list(&self.options.table, id)).await;
+        decode(&rows.map_err(history::explain)?, history::past_error)
+    }
+
     async fn dead_payload(&self, id: RowId) -> Result<Option<Vec<u8>>, StoreError> {
         let body = match self.statements().await?.size {
             Size::OfText => "convert_to(o.payload::text, 'UTF8')",
@@ -287,7 +292,11 @@ impl Operator for Postgres {
 
     async fn discard(&self, ids: &[RowId], which: Refused) -> Result<u64, StoreError> {
         let statements = self.statements().await?;
-        self.change(discard(&statements.source, which), ids).await
+        let discarded = self.change(discard(&statements.source, which), ids).await?;
+        if let Some(forget) = &statements.forget {
+            self.change(forget.to_string(), ids).await?;
+        }
+        Ok(discarded)
     }
 
     async fn sent_mark(&self) -> Result<SentMark, StoreError> {

@@ -40,6 +40,8 @@ pub(super) struct Statements {
     pub(super) fetch: Arc<str>,
     pub(super) mark: Arc<str>,
     pub(super) failures: Arc<str>,
+    /// Removes the errors that are noted of rows, if they are sent or gone; `None`: none are noted.
+    pub(super) forget: Option<Arc<str>>,
     pub(super) dead_keys: Arc<str>,
     /// `None`: nothing tells when a row was sent.
     pub(super) purge: Option<Arc<str>>,
@@ -49,6 +51,8 @@ pub(super) struct Statements {
     pub(super) number: Option<Numbering>,
     pub(super) backlog: Arc<str>,
     pub(super) source: Source,
+    /// The table of the shares.
+    pub(super) shares: String,
     /// For a person: which columns hold what; `None`: every one is under its own name.
     pub(super) columns: Option<String>,
     /// For a person: what works, but could be mended.
@@ -123,6 +127,8 @@ impl Statements {
             probe: probe(&source),
             mark: mark(target, on_sent),
             failures: failures(&source, &shares_table(table)),
+            forget: None,
+            shares: shares_table(table),
             dead_keys: dead_keys(&source),
             purge: target.can_purge().then(|| purge(target)),
             tidy: (target.bookkeeping.is_none() || target.positions.is_some()).then(|| tidy(&source)),
@@ -246,6 +252,19 @@ fn mark(target: &Target, on_sent: OnSent) -> Arc<str> {
     .into()
 }
 
+/// The failures to be written: `$1` to `$6`.
+pub(super) const REFUSED: &str = "unnest($1::bigint[], $2::int[], $3::text[], $4::float8[], $5::int[], $6::bigint[])
+              AS f(id, attempts, error, delay, share, epoch)";
+
+/// That the lease under which a failure was decided is still that of `$8`, among `$7` shares.
+pub(super) fn held(outbox: &str, shares: &str) -> String {
+    format!(
+        "(f.epoch IS NULL OR EXISTS (
+               SELECT FROM {shares} AS s WHERE s.outbox = {outbox} AND s.layout = $7 AND s.share = f.share
+                                           AND s.epoch = f.epoch AND s.owner = $8))"
+    )
+}
+
 /// `o.id = ANY($1)` repeats the join, so that no statistics make the planner read the whole table.
 /// A failure that was decided under a lease is written only while the lease is its writer's.
 fn failures(source: &Source, shares: &str) -> Arc<str> {
@@ -257,13 +276,7 @@ fn failures(source: &Source, shares: &str) -> Arc<str> {
         bookkeeping,
         ..
     } = &source.target;
-    let refused = "unnest($1::bigint[], $2::int[], $3::text[], $4::float8[], $5::int[], $6::bigint[])
-              AS f(id, attempts, error, delay, share, epoch)";
-    let held = format!(
-        "(f.epoch IS NULL OR EXISTS (
-               SELECT FROM {shares} AS s WHERE s.outbox = {outbox} AND s.layout = $7 AND s.share = f.share
-                                           AND s.epoch = f.epoch AND s.owner = $8))"
-    );
+    let held = held(outbox, shares);
     match bookkeeping {
         Some([attempts, next, error, dead]) => {
             let (unsent, cut) = (source.target.and_unsent(), source.target.cut("f.error"));
@@ -271,7 +284,7 @@ fn failures(source: &Source, shares: &str) -> Arc<str> {
                 "UPDATE {table} AS o SET {attempts} = f.attempts, {error} = {cut},
                 {next} = clock_timestamp() + f.delay * interval '1 second',
                 {dead} = CASE WHEN f.delay IS NULL THEN clock_timestamp() END
-         FROM {refused}
+         FROM {REFUSED}
          WHERE o.{key} = ANY($1) AND o.{key} = f.id{unsent} AND o.{dead} IS NULL
            AND {held}"
             )
@@ -280,7 +293,7 @@ fn failures(source: &Source, shares: &str) -> Arc<str> {
             "INSERT INTO {failures} AS b (outbox, id, attempts, last_error, next_attempt_at, dead_at)
              SELECT {outbox}, f.id, f.attempts, f.error, clock_timestamp() + f.delay * interval '1 second',
                     CASE WHEN f.delay IS NULL THEN clock_timestamp() END
-             FROM {refused}
+             FROM {REFUSED}
              WHERE EXISTS (SELECT FROM {} WHERE o.id = f.id AND {}) AND {held}
              ORDER BY f.id
              ON CONFLICT (outbox, id) DO UPDATE SET attempts = excluded.attempts, last_error = excluded.last_error,

@@ -34,6 +34,11 @@ const MIGRATIONS: &[Migration] = &[
         name: "pauses",
         sql: include_str!("../../../migrations/sqlite/0004_pauses.sql"),
     },
+    Migration {
+        version: 5,
+        name: "errors",
+        sql: include_str!("../../../migrations/sqlite/0005_errors.sql"),
+    },
 ];
 
 /// An index on a table that already has rows may take a while.

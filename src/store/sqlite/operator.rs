@@ -14,12 +14,12 @@ use crate::message::RowId;
 use crate::store::migrate::{dead_index, quoted, unsent_index};
 use crate::store::operator::rows::{Cells, counted, dead_letter, owner, route, sent_row, waiting_key};
 use crate::store::operator::{
-    Database, DeadFilter, DeadLetter, Index, Operator, Ownership, Refused, Route, SentFilter, SentMark, SentRow,
-    Upkeep, WAITING_SCAN, WaitingKey, count_reasons, count_routes, reason_of,
+    Database, DeadFilter, DeadLetter, Index, Operator, Ownership, PastError, Refused, Route, SentFilter, SentMark,
+    SentRow, Upkeep, WAITING_SCAN, WaitingKey, count_reasons, count_routes, reason_of,
 };
 use crate::store::source::Target;
 use crate::store::values::{self, raw, seconds};
-use crate::store::{StoreError, leases, pauses};
+use crate::store::{StoreError, history, leases, pauses};
 
 impl Sqlite {
     async fn ask(&self, sql: String) -> Result<Vec<SqliteRow>, StoreError> {
@@ -255,6 +255,11 @@ impl Operator for Sqlite {
         })
     }
 
+    async fn past_errors(&self, id: RowId) -> Result<Vec<PastError>, StoreError> {
+        let rows = self.ask(history::list(&self.options.table, id)).await;
+        decode(&rows.map_err(history::explain)?, history::past_error)
+    }
+
     async fn dead_payload(&self, id: RowId) -> Result<Option<Vec<u8>>, StoreError> {
         let statements = self.statements().await?;
         let source = &statements.source;
@@ -277,7 +282,9 @@ impl Operator for Sqlite {
 
     async fn discard(&self, ids: &[RowId], which: Refused) -> Result<u64, StoreError> {
         let statements = self.statements().await?;
-        self.change(&discard(&statements.source.target, which), ids).await
+        let mut discard = discard(&statements.source.target, which);
+        discard.extend(statements.forget.clone());
+        self.change(&discard, ids).await
     }
 
     async fn sent_mark(&self) -> Result<SentMark, StoreError> {

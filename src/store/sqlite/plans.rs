@@ -64,7 +64,8 @@ async fn numbers_are_looked_up_and_not_walked_over() {
         .iter()
         .chain(&statements.free)
         .chain([&statements.fetch, &statements.probe])
-        .chain([&statements.head_of, &statements.failures, &number.in_order])
+        .chain(&statements.failures)
+        .chain([&statements.head_of, &number.in_order])
     {
         walks_of_positions(&mut connection, sql).await;
     }

@@ -29,7 +29,10 @@ pub(super) struct Statements {
     pub(super) fetch: Arc<str>,
     /// Run together; the first one tells how many rows there were.
     pub(super) mark: Vec<Arc<str>>,
-    pub(super) failures: Arc<str>,
+    /// Run together; the last one tells how many rows took it.
+    pub(super) failures: Vec<Arc<str>>,
+    /// Removes the errors that are noted of rows, if they are sent or gone; `None`: none are noted.
+    pub(super) forget: Option<Arc<str>>,
     /// Which entries of the relay's own tables belong to rows that are there; `None`: they are not used.
     pub(super) tidy_look: Option<Arc<str>>,
     /// Removes entries of the relay's own tables.
@@ -44,6 +47,8 @@ pub(super) struct Statements {
     /// Changes nothing, but fails where nothing could be changed (unlike `BEGIN IMMEDIATE`).
     pub(super) touch: Arc<str>,
     pub(super) source: Source,
+    /// The table of the shares.
+    pub(super) shares: String,
     /// For a person: which columns hold what; `None`: every one is under its own name.
     pub(super) columns: Option<String>,
     /// For a person: what works, but could be mended.
@@ -90,7 +95,9 @@ impl Statements {
             )
             .into(),
             mark,
-            failures: failures(target, &shares_table(table)),
+            failures: vec![failures(target, &shares_table(table))],
+            forget: None,
+            shares: shares_table(table),
             tidy_look: (!free.is_empty()).then(|| tidy_look(target)),
             free,
             number: None,
@@ -250,6 +257,21 @@ fn mark(target: &Target, on_sent: OnSent) -> Arc<str> {
     .into()
 }
 
+/// See [`failures`].
+pub(super) const REFUSED: &str =
+    "(SELECT value ->> 0 AS id, value ->> 1 AS attempts, value ->> 2 AS error, value ->> 3 AS delay,
+                      value ->> 4 AS share, value ->> 5 AS epoch
+               FROM json_each(?1)) AS f";
+
+/// That the lease under which a failure was decided is still that of `?3`, among `?2` shares.
+pub(super) fn held(outbox: &str, shares: &str) -> String {
+    format!(
+        "(f.epoch IS NULL OR EXISTS (
+               SELECT 1 FROM {shares} AS s WHERE s.outbox = {outbox} AND s.layout = ?2 AND s.share = f.share
+                                             AND s.epoch = f.epoch AND s.owner = ?3))"
+    )
+}
+
 /// `?1`: an array of `[id, attempts, error, seconds or null, share or null, epoch or null]`. A failure that was decided
 /// under a lease is written only while the lease is its writer's.
 fn failures(target: &Target, shares: &str) -> Arc<str> {
@@ -260,14 +282,7 @@ fn failures(target: &Target, shares: &str) -> Arc<str> {
         failures,
         ..
     } = target;
-    let refused = "(SELECT value ->> 0 AS id, value ->> 1 AS attempts, value ->> 2 AS error, value ->> 3 AS delay,
-                      value ->> 4 AS share, value ->> 5 AS epoch
-               FROM json_each(?1)) AS f";
-    let held = format!(
-        "(f.epoch IS NULL OR EXISTS (
-               SELECT 1 FROM {shares} AS s WHERE s.outbox = {outbox} AND s.layout = ?2 AND s.share = f.share
-                                             AND s.epoch = f.epoch AND s.owner = ?3))"
-    );
+    let held = held(outbox, shares);
     let later = "CASE WHEN f.delay IS NOT NULL
                     THEN strftime('%Y-%m-%dT%H:%M:%fZ', 'now', printf('%.3f seconds', f.delay)) END";
     let given_up = format!("CASE WHEN f.delay IS NULL THEN {NOW_TEXT} END");
@@ -276,7 +291,7 @@ fn failures(target: &Target, shares: &str) -> Arc<str> {
             "UPDATE {table} AS o SET {attempts} = f.attempts, {error} = f.error,
                 {next} = {later},
                 {dead} = {given_up}
-         FROM {refused}
+         FROM {REFUSED}
          WHERE o.{key} = f.id AND o.{dead} IS NULL{}
            AND {held}",
             target.and_unsent()
@@ -284,7 +299,7 @@ fn failures(target: &Target, shares: &str) -> Arc<str> {
         None => format!(
             "INSERT INTO {failures} AS b (outbox, id, attempts, last_error, next_attempt_at, dead_at)
              SELECT {outbox}, f.id, f.attempts, f.error, {later}, {given_up}
-             FROM {refused}
+             FROM {REFUSED}
              WHERE {} AND {held}
              ON CONFLICT (outbox, id) DO UPDATE SET attempts = excluded.attempts, last_error = excluded.last_error,
                     next_attempt_at = excluded.next_attempt_at, dead_at = excluded.dead_at

@@ -273,6 +273,7 @@ async fn logins_bodies_and_dead_letters_are_not_in_the_log() {
             "outbox_relay_shares",
             "outbox_relay_members",
             "outbox_relay_pauses",
+            "outbox_relay_errors",
         ] {
             let grant = format!("GRANT SELECT, INSERT, UPDATE, DELETE ON {table} TO {user}{at}");
             outbox.db.run(&grant).await;

@@ -186,7 +186,12 @@ async fn role(outbox: &Outbox, at: &str) -> (String, String) {
         _ => format!("CREATE USER {user}{at} IDENTIFIED BY 'relay-secret'"),
     };
     outbox.db.run(&create).await;
-    for table in ["outbox_relay_shares", "outbox_relay_members", "outbox_relay_pauses"] {
+    for table in [
+        "outbox_relay_shares",
+        "outbox_relay_members",
+        "outbox_relay_pauses",
+        "outbox_relay_errors",
+    ] {
         let grant = format!("GRANT SELECT, INSERT, UPDATE, DELETE ON {table} TO {user}{at}");
         outbox.db.run(&grant).await;
     }
