@@ -173,7 +173,7 @@ impl ReplaySent {
         let (start, mut after) = (Instant::now(), RowId(i64::MIN));
         let limit = self.limit.unwrap_or(u64::MAX);
         // How many sent rows there are, nobody has counted.
-        let mut progress = Progress::new(self.limit);
+        let mut progress = Progress::new(None);
         while done.matched < limit {
             let rows = operator.sent_rows(filter, after, WINDOW).await?;
             let Some(last) = rows.last() else { break };
