@@ -7,9 +7,10 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::config::{Config, TableName, redacted_url};
+use crate::config::{Config, OnSent, TableName, redacted_url};
+use crate::message::RowId;
 use crate::status::unix_now;
-use crate::store::operator::{Route, Upkeep, Vacuum};
+use crate::store::operator::{Refused, Route, SentMark, Upkeep, Vacuum};
 use crate::store::{self, Operator, Store, StoreError};
 
 /// Clocks further apart than this, in seconds, are worth a word.
@@ -110,6 +111,7 @@ async fn database(config: &Config) -> (Vec<Line>, Vec<Route>) {
         }
         let advice = operator.advice().await.unwrap_or_default();
         lines.extend(advice.into_iter().map(|text| warning("table", text)));
+        lines.extend(purging(&*operator, config).await);
         lines.extend(clock(&*operator).await);
         lines.extend(upkeep(&*operator, config).await);
         match operator.routes(ROUTES).await {
@@ -122,6 +124,23 @@ async fn database(config: &Config) -> (Vec<Line>, Vec<Route>) {
     }
     operator.close().await;
     (lines, routes)
+}
+
+/// The relay works without the right to delete; only the table grows.
+async fn purging(operator: &dyn Operator, config: &Config) -> Option<Line> {
+    let marked = config.outbox.on_sent == OnSent::Mark && matches!(operator.sent_mark().await, Ok(SentMark::Time));
+    config.outbox.retention.filter(|_| marked)?;
+    // No row has this id. Whether the statement may be run is told all the same.
+    match operator.discard(&[RowId(i64::MIN)], Refused::GivenUp).await {
+        Err(StoreError::Denied(text)) => Some(warning(
+            "purge",
+            format!(
+                "{text}: sent rows stay when RELAY_OUTBOX_RETENTION is over, and dead letters cannot be discarded; grant DELETE \
+                 (`outbox-relay migrate --print-grants=ROLE` writes it), or set RELAY_OUTBOX_RETENTION=off"
+            ),
+        )),
+        _ => None,
+    }
 }
 
 fn exposed(what: &str, variables: &str) -> Line {
