@@ -9,6 +9,7 @@ mod keys;
 mod log_level;
 mod migrate;
 mod pause;
+mod progress;
 mod replay_sent;
 mod run;
 mod status;

@@ -236,10 +236,11 @@ pub fn load_from_process() -> Result<Loaded, ConfigErrors> {
     load_os(std::env::vars_os())
 }
 
-/// Who runs this process, as the environment says; not a setting.
+/// Who runs this process, as the environment says, and behind sudo who asked for it; not a setting.
 pub fn user_name() -> Option<String> {
-    let named = |(name, value): (OsString, OsString)| (name == "USER").then(|| value.to_string_lossy().into_owned());
-    std::env::vars_os().find_map(named).filter(|name| !name.is_empty())
+    let named = |wanted: &str| std::env::vars_os().find(|(name, value)| name == wanted && !value.is_empty());
+    let name = ["SUDO_USER", "USER", "LOGNAME"].into_iter().find_map(named);
+    name.map(|(_, value)| value.to_string_lossy().into_owned())
 }
 
 fn load_os(env: impl IntoIterator<Item = (OsString, OsString)>) -> Result<Loaded, ConfigErrors> {

@@ -200,7 +200,7 @@ impl Metrics {
             backlog: add(
                 r,
                 "backlog_messages",
-                "Rows in the outbox by state; every replica samples the same table: aggregate with max",
+                "Rows in the outbox by state, 1000000: that many or more; every replica samples the same table: aggregate with max",
                 gauges("state", &["pending", "retrying", "dead"]),
             ),
             oldest_age: add(

@@ -24,10 +24,18 @@ const QUEUES: usize = 200;
 /// Bound of all questions together.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// The broker itself.
+pub struct About {
+    /// What it is: `RabbitMQ 4.0.5`.
+    pub product: String,
+    /// For a person: why it takes no messages. Over AMQP only those learn of it who publish.
+    pub alarms: Vec<String>,
+}
+
 /// What there is, as far as it matters to some exchanges.
 pub struct View {
-    /// The broker: `RabbitMQ 4.0.5`.
-    pub product: String,
+    /// The broker.
+    pub about: About,
     /// What is bound to what.
     pub topology: Topology,
     /// There was more than is looked at.
@@ -44,12 +52,12 @@ pub struct Access<'a> {
     pub timeout: Duration,
 }
 
-/// Which broker it is, with its version: `RabbitMQ 4.0.5`.
+/// Which broker it is, and whether it takes messages.
 ///
 /// # Errors
 /// As for [`look`].
-pub async fn product(access: Access<'_>) -> Result<String, String> {
-    name(&mut Client::connect(&access).await?).await
+pub async fn about(access: Access<'_>) -> Result<About, String> {
+    itself(&mut Client::connect(&access).await?).await
 }
 
 /// Looks at these exchanges of a virtual host and at all that is bound to them. `queue_names`: routing keys for the default
@@ -65,7 +73,7 @@ pub async fn look(
 ) -> Result<View, String> {
     let looking = async {
         let mut client = Client::connect(&access).await?;
-        let product = name(&mut client).await?;
+        let about = itself(&mut client).await?;
         let mut visit = Visit {
             client,
             vhost,
@@ -75,7 +83,7 @@ pub async fn look(
         visit.exchanges(exchanges).await?;
         visit.queues(queue_names).await?;
         Ok(View {
-            product,
+            about,
             topology: visit.topology,
             cut: visit.cut,
         })
@@ -83,6 +91,24 @@ pub async fn look(
     tokio::time::timeout(PATIENCE, looking)
         .await
         .unwrap_or_else(|_| Err(format!("not all that was asked was answered within {PATIENCE:?}")))
+}
+
+async fn itself(client: &mut Client) -> Result<About, String> {
+    Ok(About {
+        product: name(client).await?,
+        alarms: alarms(client).await?,
+    })
+}
+
+async fn alarms(client: &mut Client) -> Result<Vec<String>, String> {
+    let nodes = client.get(&["api", "nodes"]).await?.granted()?.unwrap_or_default();
+    let nodes = nodes.as_array().into_iter().flatten();
+    let alarms = nodes.flat_map(|node| {
+        let raised = [("mem_alarm", "memory"), ("disk_free_alarm", "disk")].into_iter();
+        let raised = raised.filter(|(field, _)| node[field] == true);
+        raised.map(|(_, what)| format!("{what} alarm of {}", node["name"].as_str().unwrap_or("a node")))
+    });
+    Ok(alarms.collect())
 }
 
 async fn name(client: &mut Client) -> Result<String, String> {

@@ -1,16 +1,16 @@
 //! `outbox-relay check`: everything `run` needs, one line each.
 
+mod broker;
 mod management;
 
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::broker::Broker;
-use crate::broker::amqp::Amqp;
-use crate::config::{Config, TableName, leaves_without_tls, redacted_url};
+use crate::config::{Config, OnSent, TableName, redacted_url};
+use crate::message::RowId;
 use crate::status::unix_now;
-use crate::store::operator::{Route, Upkeep, Vacuum};
+use crate::store::operator::{Refused, Route, SentMark, Upkeep, Vacuum};
 use crate::store::{self, Operator, Store, StoreError};
 
 /// Clocks further apart than this, in seconds, are worth a word.
@@ -45,7 +45,7 @@ pub(super) async fn check(config: &Config, warnings: &[String]) -> ExitCode {
     let mut lines = vec![configuration(warnings)];
     let (of_database, routes) = database(config).await;
     lines.extend(of_database);
-    lines.extend(broker(config).await);
+    lines.extend(broker::lines(config, &routes).await);
     if let Some(url) = &config.amqp_management_url {
         lines.extend(management::lines(config, url, &routes).await);
     }
@@ -86,7 +86,7 @@ fn configuration(warnings: &[String]) -> Line {
     line("configuration", result)
 }
 
-/// With where the unsent rows go, if that is to be compared with the broker.
+/// With where the unsent rows go.
 async fn database(config: &Config) -> (Vec<Line>, Vec<Route>) {
     let address = redacted_url(config.database_url.expose());
     let operator = match store::open_operator(&config.database_url, super::store_options(config)) {
@@ -111,13 +111,12 @@ async fn database(config: &Config) -> (Vec<Line>, Vec<Route>) {
         }
         let advice = operator.advice().await.unwrap_or_default();
         lines.extend(advice.into_iter().map(|text| warning("table", text)));
+        lines.extend(purging(&*operator, config).await);
         lines.extend(clock(&*operator).await);
         lines.extend(upkeep(&*operator, config).await);
-        if config.amqp_management_url.is_some() {
-            match operator.routes(ROUTES).await {
-                Ok(found) => routes = found,
-                Err(error) => lines.push(line("routing keys", Err(error.to_string()))),
-            }
+        match operator.routes(ROUTES).await {
+            Ok(found) => routes = found,
+            Err(error) => lines.push(line("routing keys", Err(error.to_string()))),
         }
     }
     if operator.is_exposed() {
@@ -125,6 +124,23 @@ async fn database(config: &Config) -> (Vec<Line>, Vec<Route>) {
     }
     operator.close().await;
     (lines, routes)
+}
+
+/// The relay works without the right to delete; only the table grows.
+async fn purging(operator: &dyn Operator, config: &Config) -> Option<Line> {
+    let marked = config.outbox.on_sent == OnSent::Mark && matches!(operator.sent_mark().await, Ok(SentMark::Time));
+    config.outbox.retention.filter(|_| marked)?;
+    // No row has this id. Whether the statement may be run is told all the same.
+    match operator.discard(&[RowId(i64::MIN)], Refused::GivenUp).await {
+        Err(StoreError::Denied(text)) => Some(warning(
+            "purge",
+            format!(
+                "{text}: sent rows stay when RELAY_OUTBOX_RETENTION is over, and dead letters cannot be discarded; grant DELETE \
+                 (`outbox-relay migrate --print-grants=ROLE` writes it), or set RELAY_OUTBOX_RETENTION=off"
+            ),
+        )),
+        _ => None,
+    }
 }
 
 fn exposed(what: &str, variables: &str) -> Line {
@@ -239,9 +255,19 @@ fn judge_vacuum(vacuum: &Vacuum, table: &TableName) -> Line {
     )
 }
 
+/// The operating system's words for a server that is not there: they do not say what to do.
+fn is_unanswered(text: &str) -> bool {
+    ["onnection refused", "lookup address", "No route to host", "unreachable"]
+        .iter()
+        .any(|words| text.contains(words))
+}
+
 /// A database that says something about the table is reachable, whatever it says.
 async fn reachable(store: &Arc<dyn Store>) -> Result<String, String> {
     match store.inspect().await {
+        Err(StoreError::Unavailable(text)) if is_unanswered(&text) => Err(format!(
+            "{text}: look at host and port in RELAY_DATABASE_URL, whether the server runs, and at firewalls between"
+        )),
         Err(StoreError::Unavailable(text)) => Err(text),
         _ => Ok("reachable".to_owned()),
     }
@@ -261,39 +287,10 @@ async fn leases(operator: &dyn Operator, config: &Config) -> Result<String, Stri
     };
     let done: Result<(), StoreError> = work.await;
     done.map(|()| "the relay's own tables are there, and can be written".to_owned())
-        .map_err(|error| error.to_string())
-}
-
-async fn broker(config: &Config) -> Vec<Line> {
-    let mut lines = Vec::new();
-    if config.amqp_urls.iter().any(|url| leaves_without_tls(url.expose())) {
-        lines.push(exposed("broker", "`amqps://` in RELAY_AMQP_URL"));
-    }
-    let connected = match Amqp::new(super::amqp_options(config)).connect().await {
-        Ok(connected) => connected,
-        Err(error) => {
-            lines.push(line("broker", Err(error.to_string())));
-            return lines;
-        }
-    };
-    let session = connected.session;
-    lines.push(line(
-        format!("broker {}", session.address()),
-        Ok("logged in".to_owned()),
-    ));
-    if session.blocked() {
-        lines.push(line(
-            "alarm",
-            Err("the broker takes no messages (memory or disk alarm)".to_owned()),
-        ));
-    }
-    if !config.amqp_exchange.is_empty() {
-        let exists = session.check_exchange(&config.amqp_exchange).await;
-        lines.push(line(
-            format!("exchange {:?}", config.amqp_exchange),
-            exists.map(|()| "exists".to_owned()),
-        ));
-    }
-    session.close().await;
-    lines
+        .map_err(|error| match error {
+            StoreError::Denied(text) if !text.contains("grant") => {
+                format!("{text}: `outbox-relay migrate --print-grants=ROLE` writes what the role needs")
+            }
+            error => error.to_string(),
+        })
 }

@@ -1,5 +1,6 @@
 //! `outbox-relay pause` and `resume`: a note in the database that every relay of the table obeys.
 
+use std::os::unix::fs::MetadataExt as _;
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -78,9 +79,12 @@ fn what(exchange: Option<&str>) -> anyhow::Result<String> {
 /// The person as the system knows them, and the machine.
 pub(super) fn who() -> String {
     let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-    format!(
-        "{}@{}",
-        user_name().unwrap_or_else(|| "somebody".to_owned()),
-        host.trim()
-    )
+    // In a container or under cron there may be no name.
+    let number = || {
+        std::fs::metadata("/proc/self")
+            .ok()
+            .map(|own| format!("uid {}", own.uid()))
+    };
+    let user = user_name().or_else(number).unwrap_or_else(|| "somebody".to_owned());
+    format!("{user}@{}", host.trim())
 }

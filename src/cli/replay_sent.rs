@@ -3,7 +3,6 @@
 //! Two operators can do it at once: only rows that were sent before the command began are touched, so that what the other one
 //! has set back, and a relay has sent again, is left alone.
 
-use std::io::IsTerminal as _;
 use std::process::ExitCode;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -13,6 +12,7 @@ use tracing::warn;
 
 use super::dead_letters::CONFLICTS;
 use super::pause::who;
+use super::progress::Progress;
 use crate::config::{Config, OnSent};
 use crate::message::RowId;
 use crate::store::operator::{SentFilter, SentMark};
@@ -172,7 +172,8 @@ impl ReplaySent {
     async fn walk(&self, operator: &dyn Operator, filter: &SentFilter, done: &mut Done) -> Result<(), StoreError> {
         let (start, mut after) = (Instant::now(), RowId(i64::MIN));
         let limit = self.limit.unwrap_or(u64::MAX);
-        let progress = std::io::stderr().is_terminal();
+        // How many sent rows there are, nobody has counted.
+        let mut progress = Progress::new(None);
         while done.matched < limit {
             let rows = operator.sent_rows(filter, after, WINDOW).await?;
             let Some(last) = rows.last() else { break };
@@ -188,16 +189,11 @@ impl ReplaySent {
                     done.changed += set_back(operator, ids, filter.until).await?;
                     self.pace(start, done.matched).await;
                 }
-                if progress {
-                    eprint!("\r{} rows looked at, {} found ", done.looked_at, done.matched);
-                }
+                progress.show(done.matched, &format!("found in {} rows", done.looked_at));
             }
             if rows.len() < WINDOW as usize {
                 break;
             }
-        }
-        if progress && done.looked_at > 0 {
-            eprintln!();
         }
         Ok(())
     }

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use super::healthcheck;
 use crate::broker::amqp::Amqp;
-use crate::broker::management::{self, Access};
+use crate::broker::management::{self, About, Access};
 use crate::broker::{Broker, Session};
 use crate::config::Config;
 use crate::status::{Status, missing};
@@ -33,7 +33,7 @@ pub(super) struct StatusArgs {
     /// One JSON object, as `/status` gives it; with --watch one a line
     #[arg(long)]
     json: bool,
-    /// Again and again, every two seconds
+    /// Again and again, every two seconds; without the configuration unless as JSON
     #[arg(long)]
     watch: bool,
 }
@@ -45,8 +45,8 @@ pub(super) async fn status(config: Config, args: &StatusArgs) -> anyhow::Result<
     let status = Status::new(operator.clone(), config.clone());
     let mut probe = Probe::new(&config);
     loop {
-        let (relay, mut broker, version) = tokio::join!(relay(&config), probe.look(&status), version(&config));
-        broker["version"] = version;
+        let (relay, mut broker, about) = tokio::join!(relay(&config), probe.look(&status), about(&config));
+        tell(&mut broker, about);
         let report = status.report(relay, broker).await;
         show(&report, args);
         if !args.watch {
@@ -64,7 +64,9 @@ fn show(report: &Value, args: &StatusArgs) {
     let text = match (args.json, args.watch) {
         (true, true) => format!("{report}\n"),
         (true, false) => format!("{report:#}\n"),
-        (false, _) => text::text(report),
+        (false, false) => text::text(report) + &text::configuration(report),
+        // It does not change while one looks, and would push the rest off the screen.
+        (false, true) => text::text(report),
     };
     let clear = if args.watch && !args.json && std::io::stdout().is_terminal() {
         CLEAR
@@ -85,21 +87,32 @@ async fn relay(config: &Config) -> Value {
     }
 }
 
-/// The broker's product and version; null where there is no management plug-in to ask, as the client library does not hand
-/// out what the broker says of itself.
-async fn version(config: &Config) -> Value {
-    let Some(url) = &config.amqp_management_url else {
-        return Value::Null;
-    };
+/// What the management plug-in says of the broker, if there is one to ask.
+async fn about(config: &Config) -> Option<Result<About, String>> {
+    let url = config.amqp_management_url.as_ref()?;
     let access = Access {
         url,
         tls: &config.amqp_tls,
         timeout: SHORT,
     };
-    match management::product(access).await {
-        Ok(product) => product.into(),
-        Err(reason) => format!("unknown ({reason})").into(),
-    }
+    Some(management::about(access).await)
+}
+
+/// Adds product and version, null where nobody could be asked (the client library does not hand out what the broker says of
+/// itself), and alarms, which a connection that does not publish is not told of.
+fn tell(broker: &mut Value, about: Option<Result<About, String>>) {
+    let version = match about {
+        None => Value::Null,
+        Some(Err(reason)) => format!("unknown ({reason})").into(),
+        Some(Ok(About { product, alarms })) => {
+            if broker["ok"] == true && !alarms.is_empty() {
+                broker["ok"] = false.into();
+                broker["reason"] = format!("the broker takes no messages ({})", alarms.join(", ")).into();
+            }
+            product.into()
+        }
+    };
+    broker["version"] = version;
 }
 
 /// Looks whether the broker can be reached, by a connection of its own that is kept while it lasts.

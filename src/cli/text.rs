@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use serde_json::Value;
 
+use crate::message::RowId;
+
 /// Without quotes; control characters, which could steer a terminal, are shown as what they are.
 pub(super) fn plain(value: &Value) -> String {
     match value {
@@ -25,6 +27,22 @@ pub(super) fn span(seconds: &Value) -> String {
     text.split(' ').take(2).collect::<Vec<_>>().join(" ")
 }
 
+/// Rows in ascending order, in brackets; those that follow each other by their ends: `[3, 7 to 205]`.
+pub(super) fn ranges(rows: impl IntoIterator<Item = RowId>) -> String {
+    let mut ranges: Vec<(i64, i64)> = Vec::new();
+    for RowId(row) in rows {
+        match ranges.last_mut() {
+            Some((_, last)) if last.checked_add(1) == Some(row) => *last = row,
+            _ => ranges.push((row, row)),
+        }
+    }
+    let texts = ranges.into_iter().map(|(first, last)| match first == last {
+        true => first.to_string(),
+        false => format!("{first} to {last}"),
+    });
+    format!("[{}]", texts.collect::<Vec<_>>().join(", "))
+}
+
 /// A reader that went away, as `head` does, is no error.
 pub(super) fn print(text: &str) {
     let _ = std::io::stdout().write_all(text.as_bytes());
@@ -40,5 +58,13 @@ mod tests {
         assert_eq!(span(&json!(0.04)), "0.0s");
         assert_eq!(span(&json!(93_784)), "1day 2h");
         assert_eq!(plain(&json!("a\u{1b}[2Jb")), "a\\u{1b}[2Jb");
+    }
+
+    #[test]
+    fn rows_that_follow_each_other_are_named_by_their_ends() {
+        let named = |rows: &[i64]| ranges(rows.iter().copied().map(RowId));
+        assert_eq!(named(&[]), "[]");
+        assert_eq!(named(&[7]), "[7]");
+        assert_eq!(named(&[-1, 0, 3, 5, 6, 7, 9]), "[-1 to 0, 3, 5 to 7, 9]");
     }
 }

@@ -63,7 +63,10 @@ pub(super) struct Core {
     pauses_known: bool,
     database: Outage,
     crowd: Outage,
+    /// Of rows that are tried again.
     logs: LogBudget,
+    /// Of rows that are given up: the others must not keep them from being named.
+    dead_logs: LogBudget,
     shutdown: Shutdown,
     metrics: Arc<Metrics>,
     health: Arc<Health>,
@@ -101,7 +104,8 @@ impl Core {
             pauses_known: false,
             database: Outage::new("reading the outbox table"),
             crowd: Outage::new("reading new rows"),
-            logs: LogBudget::default(),
+            logs: LogBudget::new("rows could not be published"),
+            dead_logs: LogBudget::new("rows were given up and are dead letters now"),
             shutdown,
             metrics,
             health,
@@ -352,23 +356,29 @@ impl Core {
                     reason,
                     detail,
                     first,
+                    again,
                 } => {
                     self.metrics.failed(reason);
-                    if first && self.logs.allows() {
+                    if first && again && self.logs.allows() {
                         warn!(
                             row = row.0,
-                            reason, detail, "a row could not be published; its key waits for the next try"
+                            reason, detail, "a row could not be published; it is tried again, and its key waits for it"
                         );
                     }
                 }
-                Notice::DeadLettered { row, reason } => {
+                Notice::DeadLettered { row, reason, detail } => {
                     self.metrics.dead_lettered(reason);
-                    if self.logs.allows() {
-                        error!(row = row.0, reason, "a row was given up and is a dead letter now");
+                    if self.dead_logs.allows() {
+                        error!(
+                            row = row.0,
+                            reason, detail, "a row was given up and is a dead letter now"
+                        );
                     }
                 }
             }
         }
+        self.logs.tell();
+        self.dead_logs.tell();
         if self.dispatcher.is_full_of_waiting() {
             self.crowd
                 .goes_on("too many keys wait for their time, a retry or a paused exchange: see backlog, last_error, available_at and status");

@@ -98,6 +98,8 @@ pub enum Notice {
         detail: String,
         /// The row had no trouble before.
         first: bool,
+        /// It is tried again; else it is given up.
+        again: bool,
     },
     /// A row was given up and the dead letter is written.
     DeadLettered {
@@ -105,6 +107,8 @@ pub enum Notice {
         row: RowId,
         /// One of [`crate::metrics::DEAD_LETTER_REASONS`].
         reason: &'static str,
+        /// For a person.
+        detail: String,
     },
 }
 
@@ -119,6 +123,8 @@ struct Row {
     attempts: u32,
     /// Refusals in a row that do not count as attempts: nacks and timeouts.
     setbacks: u32,
+    /// For a person: why it is given up.
+    given_up: Option<Box<str>>,
     copies: Copies,
     state: State,
     /// Age when it was read, and when that was.

@@ -7,7 +7,7 @@ use tracing::{debug, info};
 
 use crate::health::Health;
 use crate::metrics::Metrics;
-use crate::store::Store;
+use crate::store::{Store, StoreError};
 
 use super::outage::Outage;
 use super::reading::timed;
@@ -29,6 +29,8 @@ const PURGE_INTERVAL: Duration = Duration::from_secs(30);
 const PURGE_BEHIND: Duration = Duration::from_secs(10);
 
 const TOO_MANY: &str = "sent rows older than RELAY_OUTBOX_RETENTION are more than are deleted in time; it goes on";
+
+const NOT_ALLOWED: &str = "grant DELETE on the table, or set RELAY_OUTBOX_RETENTION=off";
 
 /// Counts the backlog for the metrics, for ever.
 pub(super) async fn sample_backlog(store: Arc<dyn Store>, metrics: Arc<Metrics>) {
@@ -99,6 +101,7 @@ pub(super) async fn purge(store: Arc<dyn Store>, metrics: Arc<Metrics>, health: 
                     (None, PURGE_INTERVAL)
                 }
             }
+            Err(StoreError::Denied(text)) => (Some(format!("{text}: {NOT_ALLOWED}")), PURGE_INTERVAL),
             Err(error) => (Some(error.to_string()), PURGE_INTERVAL),
         };
         metrics.purge_behind.set(i64::from(problem.is_some()));

@@ -73,10 +73,13 @@ pub(super) fn pause(row: &impl Cells) -> Result<Pause, sqlx::Error> {
     })
 }
 
-/// Says what to do about a table that is not there.
+/// Says what to do about a table that is not there, or not for this role.
 pub(super) fn explain(error: StoreError) -> StoreError {
     match error {
         StoreError::SchemaMissing(text) => missing(&text),
+        StoreError::Denied(text) if text.contains(PAUSES) => StoreError::Denied(format!(
+            "{text}: for pauses SELECT, INSERT, UPDATE and DELETE on {PAUSES} are needed; grant them"
+        )),
         error => error,
     }
 }

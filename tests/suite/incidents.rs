@@ -136,6 +136,32 @@ async fn a_row_can_never_be_a_message() {
     );
 }
 
+/// So many at once are not all named. But those that are only tried again take nothing away from them, and the rest is counted.
+#[tokio::test(flavor = "multi_thread")]
+async fn many_rows_are_given_up_at_once() {
+    let outbox = Outbox::on_postgres().await;
+    outbox
+        .db
+        .run("INSERT INTO outbox (routing_key, payload) SELECT 'nowhere', '{}' FROM generate_series(1, 40)")
+        .await;
+    let relay = outbox.relay().env("RELAY_RETRY_MAX_ATTEMPTS", "1").spawn();
+    let dead = "SELECT count(*) FROM outbox WHERE dead_at IS NOT NULL";
+    until("they are dead", 60 * SECOND, async || {
+        outbox.db.number(dead).await == 40
+    })
+    .await;
+    let named = |text: &str| text.matches("a row was given up and is a dead letter now").count();
+    until("the others are counted", 30 * SECOND, async || {
+        let text = relay.log_text();
+        named(&text) == 40 || text.contains("more rows were given up and are dead letters now")
+    })
+    .await;
+    let text = relay.log_text();
+    assert!(named(&text) >= 10, "{text}");
+    assert!(text.contains("no queue is bound"), "each with its cause: {text}");
+    assert!(!text.contains("it is tried again"), "none of them is: {text}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_key_is_blocked() {
     let outbox = Outbox::on_postgres().await;

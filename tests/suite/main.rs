@@ -54,6 +54,7 @@
 mod support;
 
 mod broker;
+mod check;
 mod cloudevents;
 mod consumers;
 mod deployment;

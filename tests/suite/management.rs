@@ -109,6 +109,7 @@ async fn check_tells_of_queues_that_can_lose_and_of_rows_that_nobody_takes() {
         "FAILED  exchange \"absent\": it is not there, and 1 unsent rows go to it",
         "warning queues of the default exchange: classic: \"ledger\"",
         "FAILED  routing keys of the default exchange: no queue takes \"no such queue\" (1 rows)",
+        "become dead letters; declare a queue of this name",
         "warning queues of exchange \"all\": none",
         "FAILED  routing keys of exchange \"all\": no queue takes \"any\" (1 rows)",
     ];
@@ -189,6 +190,27 @@ async fn bind(rabbit: &Rabbit, exchange: &str, queue: &str, key: &str) {
         .await
         .unwrap();
     connection.close(200, "done".into()).await.unwrap();
+}
+
+/// Over AMQP only a connection that publishes is told of an alarm, which neither `check` nor `status` does.
+#[tokio::test]
+async fn an_alarm_of_the_broker_is_told_without_a_relay() {
+    let rabbit = Rabbit::start_with_management(None).await;
+    let url = watcher(&rabbit, "http").await;
+    let outbox = Outbox::between(Postgres::shared().await, &rabbit).await;
+    let variables = [("RELAY_AMQP_MANAGEMENT_URL", url.as_str())];
+    let (_, out, _) = outbox.command(&["status"], &variables).await;
+    assert!(out.contains("RabbitMQ") && !out.contains("alarm"), "{out}");
+    rabbit.memory_alarm(true).await;
+    // The plug-in gathers it every five seconds.
+    until("status names it", 60 * SECOND, async || {
+        let (_, out, _) = outbox.command(&["status"], &variables).await;
+        out.contains("the broker takes no messages (memory alarm of ")
+    })
+    .await;
+    let lines = ["FAILED  alarm: the broker takes no messages (memory alarm of "];
+    said(&outbox, &variables, &lines, 1).await;
+    rabbit.memory_alarm(false).await;
 }
 
 #[tokio::test]

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::broker::alarm;
 use super::{Line, exposed, line, warning};
 use crate::broker::amqp;
 use crate::broker::management::{self, Access, Queue, Routed, Topology, View};
@@ -31,7 +32,10 @@ pub(super) async fn lines(config: &Config, url: &Secret, routes: &[Route]) -> Ve
             return lines;
         }
     };
-    lines.push(judge_version(what, &view.product));
+    lines.push(judge_version(what, &view.about.product));
+    if !view.about.alarms.is_empty() {
+        lines.push(alarm(&format!(" ({})", view.about.alarms.join(", "))));
+    }
     for (exchange, keys) in &wanted {
         lines.extend(judge_exchange(config, &view.topology, exchange, keys));
     }
@@ -112,13 +116,17 @@ fn judge_exchange(config: &Config, topology: &Topology, exchange: &str, keys: &K
             vec![missing]
         };
     }
+    let mend = match exchange {
+        "" => "declare a queue of this name",
+        _ => "bind a queue, or give the exchange an alternate exchange",
+    };
     let queues = match exchange {
         "" => keys.keys().filter_map(|key| topology.queue(key)).collect(),
         name => topology.queues_of(name),
     };
     let mut lines = Vec::new();
     if !exchange.is_empty() || !keys.is_empty() {
-        lines.extend(judge_queues(&format!("queues of {called}"), &queues));
+        lines.extend(judge_queues(&format!("queues of {called}"), &queues, mend));
     }
     if !keys.is_empty() {
         lines.push(judge_keys(
@@ -126,13 +134,14 @@ fn judge_exchange(config: &Config, topology: &Topology, exchange: &str, keys: &K
             topology,
             exchange,
             keys,
+            mend,
         ));
     }
     lines
 }
 
 /// What a confirm of these queues is worth.
-fn judge_queues(what: &str, queues: &[(&str, &Queue)]) -> Vec<Line> {
+fn judge_queues(what: &str, queues: &[(&str, &Queue)], mend: &str) -> Vec<Line> {
     let named = |which: &dyn Fn(&Queue) -> bool| -> Vec<String> {
         let which = queues.iter().filter(|(_, queue)| which(queue));
         which.map(|(name, _)| format!("{name:?}")).collect()
@@ -143,7 +152,7 @@ fn judge_queues(what: &str, queues: &[(&str, &Queue)]) -> Vec<Line> {
     if queues.is_empty() {
         lines.push(warning(
             what,
-            "none: every message to it comes back as unroutable and becomes a dead letter; bind a queue".to_owned(),
+            format!("none: every message to it comes back as unroutable and becomes a dead letter; {mend}"),
         ));
     }
     if !transient.is_empty() {
@@ -176,7 +185,7 @@ fn judge_queues(what: &str, queues: &[(&str, &Queue)]) -> Vec<Line> {
     lines
 }
 
-fn judge_keys(what: &str, topology: &Topology, exchange: &str, keys: &Keys<'_>) -> Line {
+fn judge_keys(what: &str, topology: &Topology, exchange: &str, keys: &Keys<'_>, mend: &str) -> Line {
     let routed = |wanted: Routed| {
         keys.iter()
             .filter(move |(key, _)| topology.route(exchange, key) == wanted)
@@ -188,8 +197,7 @@ fn judge_keys(what: &str, topology: &Topology, exchange: &str, keys: &Keys<'_>) 
         return line(
             what,
             Err(format!(
-                "no queue takes {}: these rows come back as unroutable and become dead letters; bind a queue, or give the exchange \
-                 an alternate exchange",
+                "no queue takes {}: these rows come back as unroutable and become dead letters; {mend}",
                 listed(&lost)
             )),
         );

@@ -2,7 +2,6 @@
 //! can do it at once, and each counts what it really changed.
 
 use std::collections::BTreeSet;
-use std::io::IsTerminal as _;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -12,6 +11,8 @@ use tracing::{info, warn};
 
 use super::{CONFLICTS, Which};
 use crate::cli::pause::who;
+use crate::cli::progress::{self, Progress};
+use crate::cli::text::ranges;
 use crate::config::Config;
 use crate::message::RowId;
 use crate::store::operator::{DeadFilter, DeadLetter, Refused};
@@ -93,7 +94,7 @@ impl ChangeArgs {
     }
 
     pub(super) async fn run(self, operator: &dyn Operator, config: &Config, what: What) -> anyhow::Result<ExitCode> {
-        let (limit, rate, dry_run, json) = (self.limit, self.rate, self.dry_run, self.json);
+        let (limit, rate, dry_run, json, all) = (self.limit, self.rate, self.dry_run, self.json, self.all);
         let filter = self.which.filter(config);
         let work = Work {
             operator,
@@ -102,6 +103,7 @@ impl ChangeArgs {
             dry_run,
             limit: limit.map_or(u64::MAX, u64::from),
             rate,
+            all,
         };
         let mut done = Done::default();
         let result = work.run(&mut done).await;
@@ -145,6 +147,7 @@ struct Work<'a> {
     limit: u64,
     /// Rows a second.
     rate: Option<u32>,
+    all: bool,
 }
 
 impl Work<'_> {
@@ -152,7 +155,7 @@ impl Work<'_> {
     async fn run(&self, done: &mut Done) -> Result<(), StoreError> {
         let (start, mut after) = (Instant::now(), RowId(i64::MIN));
         let batch = self.rate.map_or(BATCH, |rate| rate.min(BATCH));
-        let progress = std::io::stderr().is_terminal() && !self.dry_run;
+        let mut progress = Progress::new(self.total().await?);
         while done.matched < self.limit {
             let wanted = batch.min(u32::try_from(self.limit - done.matched).unwrap_or(batch));
             let letters = self.operator.dead_letters(self.filter, after, wanted).await?;
@@ -163,44 +166,61 @@ impl Work<'_> {
             if !self.filter.ids.is_empty() {
                 done.found.extend(letters.iter().map(|letter| letter.id));
             }
-            if !self.dry_run {
-                done.changed += self.change(&letters).await?;
-                if progress {
-                    eprint!("\r{} {} ", done.changed, self.what.done());
-                }
+            if self.dry_run {
+                progress.show(done.matched, "found");
+            } else {
+                let changed = self.change(&letters).await?;
+                progress.hide();
+                self.log(&letters, changed);
+                done.changed += changed;
+                progress.show(done.matched, self.what.done());
             }
             if letters.len() < wanted as usize {
                 break;
             }
             self.pace(start, done).await;
         }
-        if progress && done.changed > 0 {
-            eprintln!();
-        }
         Ok(())
+    }
+
+    /// How many there are at the most, where somebody looks on and that is easily told.
+    async fn total(&self) -> Result<Option<u64>, StoreError> {
+        let total = match self.filter.ids.len() {
+            _ if !progress::is_wanted() => return Ok(None),
+            0 if self.all => self.operator.backlog().await?.dead,
+            0 => return Ok(None),
+            ids => ids as u64,
+        };
+        Ok(Some(total.min(self.limit)))
     }
 
     async fn change(&self, letters: &[DeadLetter]) -> Result<u64, StoreError> {
         let ids: Vec<RowId> = letters.iter().map(|letter| letter.id).collect();
         let mut tries = 0;
-        let changed = loop {
+        loop {
             let result = match self.what {
                 What::Replay => self.operator.replay(&ids, Refused::GivenUp).await,
                 What::Discard => self.operator.discard(&ids, Refused::GivenUp).await,
             };
             match result {
                 Err(error) if error.is_conflict() && tries < CONFLICTS => tries += 1,
-                result => break result?,
+                result => return result,
             }
-        };
-        let rows: Vec<i64> = ids.iter().map(|id| id.0).collect();
+        }
+    }
+
+    /// Who did it. Of rows that another operator was quicker with nothing is said: that one's line has them.
+    fn log(&self, letters: &[DeadLetter], changed: u64) {
+        if changed == 0 {
+            return;
+        }
+        let rows = ranges(letters.iter().map(|letter| letter.id));
         let by = who();
         match self.what {
-            What::Replay => info!(rows = ?rows, changed, by, "an operator replayed dead letters"),
+            What::Replay => info!(rows, changed, by, "an operator replayed dead letters"),
             // What is gone is to be found in the log, whatever level is usual.
-            What::Discard => warn!(rows = ?rows, changed, by, "an operator discarded dead letters"),
+            What::Discard => warn!(rows, changed, by, "an operator discarded dead letters"),
         }
-        Ok(changed)
     }
 
     /// Waits until what was done is not more than the rate allows.

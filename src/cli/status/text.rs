@@ -16,7 +16,10 @@ const HEAD: Style = Style::new().bold();
 /// Longer errors are cut; `dead-letters show` has all of it.
 const ERROR_CHARS: usize = 100;
 
-/// With colours, which the stream takes out where they are not wanted.
+/// So many blocked keys are named: the rest of the report is to stay on the screen. `keys list` has all of them.
+const KEYS: usize = 10;
+
+/// Without the configuration. With colours, which the stream takes out where they are not wanted.
 pub(super) fn text(report: &Value) -> String {
     let mut text = format!(
         "outbox-relay {}, table {}, {}\n",
@@ -37,8 +40,14 @@ pub(super) fn text(report: &Value) -> String {
         // Writing to a String cannot fail.
         let _ = writeln!(text, "{HEAD}{name:13}{HEAD:#}{part}");
     }
-    let _ = writeln!(text, "{HEAD}configuration{HEAD:#}");
+    text
+}
+
+/// What is in force, variable by variable.
+pub(super) fn configuration(report: &Value) -> String {
+    let mut text = format!("{HEAD}configuration{HEAD:#}\n");
     for (name, value) in report["configuration"].as_object().into_iter().flatten() {
+        // Writing to a String cannot fail.
         let _ = writeln!(text, "  {name}={}", plain(value));
     }
     text
@@ -159,7 +168,7 @@ fn blocked_keys(value: &Value) -> String {
         let keys = value["keys"].as_array().map(Vec::as_slice).unwrap_or_default();
         let more = if value["more"] == true { "at least " } else { "" };
         let mut text = format!("{more}{}", keys.len());
-        for key in keys {
+        for key in keys.iter().take(KEYS) {
             let why = match plain(&key["why"]).as_str() {
                 "dead_letter" => format!("a dead letter since {}: {}", plain(&key["since"]), error(key)),
                 "delayed" => format!("due in {}", span(&key["due_in_seconds"])),
@@ -171,6 +180,9 @@ fn blocked_keys(value: &Value) -> String {
                 ),
             };
             let _ = write!(text, "\n  {:?} waits for row {}, {why}", plain(&key["key"]), key["row"]);
+        }
+        if keys.len() > KEYS {
+            let _ = write!(text, "\n  and {} more", keys.len() - KEYS);
         }
         if !keys.is_empty() {
             text.push_str("\n  `keys list` and `keys release` deal with them");
@@ -247,5 +259,23 @@ mod tests {
     fn a_part_that_cannot_be_had_says_why() {
         let text = text(&json!({ "backlog": { "ok": false, "reason": "no answer within 10s" } }));
         assert!(text.contains("no answer within 10s"), "{text}");
+    }
+
+    #[test]
+    fn many_blocked_keys_leave_room_for_the_rest_which_has_no_configuration() {
+        let keys: Vec<Value> = (0..25)
+            .map(|row| json!({ "key": format!("k{row}"), "row": row, "why": "delayed", "due_in_seconds": 60 }))
+            .collect();
+        let report = json!({
+            "blocked_keys": { "ok": true, "keys": keys, "more": false },
+            "configuration": { "RELAY_LOG": "info" },
+        });
+        let text = text(&report);
+        assert!(
+            text.contains("25\n") && text.contains("\"k9\" waits") && text.contains("and 15 more"),
+            "{text}"
+        );
+        assert!(!text.contains("\"k10\"") && text.lines().count() < 24, "{text}");
+        assert!(!text.contains("RELAY_LOG") && configuration(&report).contains("RELAY_LOG=info"));
     }
 }

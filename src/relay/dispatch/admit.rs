@@ -362,6 +362,7 @@ impl Row {
             size,
             attempts,
             setbacks: 0,
+            given_up: None,
             copies: Copies::Perhaps,
             state: State::Waiting,
             age,

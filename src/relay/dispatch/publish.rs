@@ -167,6 +167,7 @@ impl Dispatcher {
                     reason: "disconnected",
                     detail: String::new(),
                     first: false,
+                    again: true,
                 });
                 if !self.goes_back(id) {
                     self.queue(id, key);
@@ -213,6 +214,7 @@ impl Dispatcher {
             reason,
             detail: text.to_owned(),
             first: setbacks == 1,
+            again: true,
         });
         self.hold(id, key.as_ref());
         let delay = self.settings.retry.delay(setbacks, &mut self.rng);
@@ -226,6 +228,8 @@ impl Dispatcher {
         let Some(row) = self.rows.get_mut(&id) else { return };
         let first = row.attempts == 0 && row.setbacks == 0;
         row.attempts = attempts;
+        let again = next != NextStep::Dead;
+        row.given_up = (!again).then(|| text.as_str().into());
         let (key, share) = (row.key.clone(), row.share);
         let lease = self.lease(share);
         if let Some(row) = self.rows.get_mut(&id) {
@@ -248,6 +252,7 @@ impl Dispatcher {
             reason,
             detail: text,
             first,
+            again,
         });
     }
 
@@ -258,7 +263,7 @@ impl Dispatcher {
             let State::Failing { next, reason, lease } = row.state else {
                 continue;
             };
-            let (key, share) = (row.key.clone(), row.share);
+            let (key, share, given_up) = (row.key.clone(), row.share, row.given_up.take());
             if !self.takes_share(share) {
                 self.abandon(*id);
             } else if self.lease(share) != lease {
@@ -267,7 +272,11 @@ impl Dispatcher {
             } else if let NextStep::RetryIn(delay) = next {
                 self.back_off(*id, now + delay, true);
             } else {
-                self.notices.push(Notice::DeadLettered { row: *id, reason });
+                self.notices.push(Notice::DeadLettered {
+                    row: *id,
+                    reason,
+                    detail: given_up.unwrap_or_default().into(),
+                });
                 self.forget(*id);
                 if let Some(key) = key {
                     self.after_dead_letter(key, *id, now);
