@@ -17,6 +17,18 @@ pub(super) fn plain(value: &Value) -> String {
     }
 }
 
+/// Text of several lines for a terminal: control characters other than line ends and tabs are shown as what they are.
+pub(super) fn steerless(text: &str) -> String {
+    let mut shown = String::with_capacity(text.len());
+    for char in text.chars() {
+        match char.is_control() && char != '\n' && char != '\t' {
+            true => shown.extend(char.escape_debug()),
+            false => shown.push(char),
+        }
+    }
+    shown
+}
+
 /// Seconds as a person says them: two units at the most.
 pub(super) fn span(seconds: &Value) -> String {
     let seconds = seconds.as_f64().unwrap_or_default();
@@ -58,6 +70,7 @@ mod tests {
         assert_eq!(span(&json!(0.04)), "0.0s");
         assert_eq!(span(&json!(93_784)), "1day 2h");
         assert_eq!(plain(&json!("a\u{1b}[2Jb")), "a\\u{1b}[2Jb");
+        assert_eq!(steerless("\"a\"\n\tb\u{9b}2J\r"), "\"a\"\n\tb\\u{9b}2J\\r");
     }
 
     #[test]

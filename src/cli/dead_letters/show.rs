@@ -1,12 +1,13 @@
 //! Dead letters as text and JSON. Their bodies are shown only where they are asked for.
 
 use std::fmt::Write as _;
+use std::io::IsTerminal as _;
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime};
 
 use serde_json::{Value, json};
 
-use crate::cli::text::{plain, print};
+use crate::cli::text::{plain, print, steerless};
 use crate::message::RowId;
 use crate::store::operator::{DeadFilter, DeadLetter, PastError};
 use crate::store::{Operator, StoreError};
@@ -92,7 +93,11 @@ pub(super) async fn show(operator: &dyn Operator, id: RowId, with_body: bool, js
     }
     if let Some(body) = body {
         text.push('\n');
-        text.push_str(&String::from_utf8_lossy(&body));
+        let body = String::from_utf8_lossy(&body);
+        match std::io::stdout().is_terminal() {
+            true => text.push_str(&steerless(&body)),
+            false => text.push_str(&body),
+        }
         text.push('\n');
     }
     print(&text);
