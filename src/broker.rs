@@ -53,7 +53,7 @@ impl Outcome {
             Self::NoExchange(_) => "no_exchange",
             Self::Refused(_) => "refused",
             Self::Unknown(Doubt::Timeout) => "timeout",
-            Self::Unknown(Doubt::Disconnected) => "disconnected",
+            Self::Unknown(Doubt::Disconnected | Doubt::Unsent) => "disconnected",
         })
     }
 }
@@ -65,6 +65,8 @@ pub enum Doubt {
     Timeout,
     /// Channel or connection lost.
     Disconnected,
+    /// The connection was lost before anything of the message was sent: there is no new copy of it.
+    Unsent,
 }
 
 /// The fate of every message of the oldest batches of a lane.

@@ -79,7 +79,8 @@
 //! 6. *An outage spends no attempts and grows no memory.* `faults::an_alarm_costs_latency_only`,
 //!    `faults::a_broker_that_is_away_…`, `outcomes::a_full_queue_spends_no_attempts_…`.
 //! 7. *One bad row costs its own key only.* `outcomes::poison_rows_become_dead_letters_…`,
-//!    `faults::a_million_rows_of_a_blocked_key_…`, `broker::a_refused_exchange_costs_only_its_own_messages`.
+//!    `faults::a_million_rows_of_a_blocked_key_…`, `broker::a_refused_exchange_costs_only_its_own_messages`,
+//!    `broker::what_is_refused_by_the_thousand_costs_neither_…`.
 //! 8. *Every wait has a bound.* `broker::a_silent_broker_…`, `broker::a_peer_that_never_answers_…`,
 //!    `stopping::a_stop_while_the_broker_takes_nothing_ends_with_the_grace`.
 //! 9. *No secret and no body is in a log or an error.* `store::postgres_faults::errors_hold_no_password_and_no_body`,
@@ -139,7 +140,8 @@
 //!
 //! A lane judges by the first as long as nothing comes back; then it sends nothing more until the second holds. It does not
 //! judge while it is writing a batch to the socket, whose answers it cannot see yet, nor begin one in an alarm. Messages of an exchange
-//! that refused one go alone, over connections, until it is found. That is why no two messages in flight have the same `message_id`, why a channel belongs to one task, and why a channel that ended with
+//! that refused one go alone, over connections, until it is found, and so does the first of each exchange (`broker/amqp/trust.rs`).
+//! That is why no two messages in flight have the same `message_id`, why a channel belongs to one task, and why a channel that ended with
 //! an error settles only what was answered beyond doubt. `broker::following::…`. A message whose publish was started is never
 //! dropped while the connection lives on, since it may arrive all the same: after a confirm timeout the connection is
 //! closed, its messages are unknown, and they go again on the next one.

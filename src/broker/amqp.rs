@@ -4,6 +4,7 @@ mod connection;
 mod lane;
 mod permissions;
 mod properties;
+mod trust;
 
 use std::time::Duration;
 
@@ -13,7 +14,8 @@ use crate::broker::{Broker, BrokerError, Connected, Lane};
 use crate::config::{Secret, Tls, broker_urls_now, redacted_url};
 use crate::message::OwnHeaders;
 
-use connection::{Connection, Suspects};
+use connection::Connection;
+use trust::Refusals;
 
 pub use permissions::{set_permissions, vhost};
 pub use properties::properties;
@@ -38,7 +40,7 @@ pub struct AmqpOptions {
 /// A RabbitMQ broker or cluster.
 pub struct Amqp {
     options: AmqpOptions,
-    suspects: Suspects,
+    refusals: Refusals,
 }
 
 impl Amqp {
@@ -46,7 +48,7 @@ impl Amqp {
     pub fn new(options: AmqpOptions) -> Self {
         Self {
             options,
-            suspects: Suspects::default(),
+            refusals: Refusals::default(),
         }
     }
 
@@ -55,7 +57,7 @@ impl Amqp {
             url,
             &self.options.tls,
             self.options.connect_timeout,
-            self.suspects.clone(),
+            self.refusals.clone(),
         )
         .await?;
         let opened = tokio::time::timeout(self.options.connect_timeout, async {

@@ -7,11 +7,14 @@ mod stop;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, watch};
 use tracing::{error, warn};
 
+use crate::broker::{Doubt, Outcome};
 use crate::config::Shutdown;
 use crate::health::Health;
+use crate::message::RowId;
 use crate::metrics::Metrics;
 use crate::store::{Lease, StoreError};
 
@@ -54,6 +57,8 @@ pub(super) struct Core {
     /// When the oldest mark that was not handed on was made.
     oldest_mark: Option<Time>,
     lanes: Vec<LaneSlot>,
+    /// Of batches that a lane which had ended was given: none of it was sent.
+    unsent: Vec<RowId>,
     generation: Option<Generation>,
     /// Until then what is owned may be used; `None` before it was known.
     trusted_until: Option<Instant>,
@@ -97,6 +102,7 @@ impl Core {
             settling: false,
             oldest_mark: None,
             lanes: Vec::new(),
+            unsent: Vec::new(),
             generation: None,
             trusted_until: None,
             given: Vec::new(),
@@ -185,8 +191,10 @@ impl Core {
                         break;
                     }
                     lane.under_way += 1;
-                    // A lane that ended takes nothing more; its messages are unknown when its connection is retired.
-                    let _ = lane.batches.try_send(batch);
+                    // A lane that ended takes nothing more. It goes again when its connection is retired.
+                    if let Err(TrySendError::Closed(batch) | TrySendError::Full(batch)) = lane.batches.try_send(batch) {
+                        self.unsent.extend(batch.iter().map(|message| message.row));
+                    }
                 }
             }
         }
@@ -293,7 +301,13 @@ impl Core {
                 }
             }
             Event::Retiring => self.cut_off(),
-            Event::Retired { generation } => self.dispatcher.retired(generation, now),
+            Event::Retired { generation } => {
+                for row in std::mem::take(&mut self.unsent) {
+                    let unsent = Outcome::Unknown(Doubt::Unsent);
+                    self.dispatcher.outcome(generation, row, unsent, now);
+                }
+                self.dispatcher.retired(generation, now);
+            }
             Event::Settled {
                 marked,
                 written,

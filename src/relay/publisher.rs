@@ -10,7 +10,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tracing::{info, warn};
 
-use crate::broker::{BatchReport, Broker, Connected, Lane, Session};
+use crate::broker::{BatchReport, Broker, Connected, Doubt, Lane, Outcome, Session};
 use crate::health::Health;
 use crate::message::{Compression, Message};
 use crate::metrics::Metrics;
@@ -202,12 +202,15 @@ impl LaneTask {
                     None => open = false,
                 },
                 () = self.lane.wait(), if !under_way.is_empty() => {
-                    let report = self.lane.report().await;
+                    let mut report = self.lane.report().await;
                     for batch in under_way.drain(..report.batches) {
                         self.metrics.batch(batch.messages, batch.since.elapsed());
                         if let Some(spans) = batch.spans {
                             spans.end(&report.outcomes);
                         }
+                    }
+                    if report.broken.is_some() {
+                        give_back(&mut batches, &mut report);
                     }
                     if !self.tell(report).await {
                         return;
@@ -247,6 +250,18 @@ impl LaneTask {
             let _ = self.broken.try_send(reason);
         }
         self.events.send(event).await.is_ok() && usable
+    }
+}
+
+/// Of a lane that is of no more use: nothing of what it has not taken up was sent.
+fn give_back(batches: &mut mpsc::Receiver<Batch>, report: &mut BatchReport) {
+    batches.close();
+    while let Ok(batch) = batches.try_recv() {
+        report.batches += 1;
+        let unsent = batch
+            .iter()
+            .map(|message| (message.row, Outcome::Unknown(Doubt::Unsent)));
+        report.outcomes.extend(unsent);
     }
 }
 

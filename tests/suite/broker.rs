@@ -12,7 +12,7 @@ use outbox_relay::config::{Secret, Tls};
 use outbox_relay::message::{Copies, Headers, Message, OwnHeaders, Properties, RowId};
 use uuid::Uuid;
 
-use crate::support::{Kind, Proxy, Rabbit, declare, drain_queue, exchange, until};
+use crate::support::{Consumer, Kind, Proxy, Rabbit, declare, drain_queue, exchange, until};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -300,6 +300,110 @@ async fn a_refused_exchange_costs_only_its_own_messages() {
             }
         }
     }
+    connected.session.close().await;
+    assert_eq!(drain_queue(&url, "q").await.len(), 3 * 45, "no others go twice for it");
+}
+
+/// A connection has 2,047 channels in its life, and a refusal takes one.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_refused_by_the_thousand_costs_neither_the_connection_nor_others_their_time() {
+    let rabbit = Rabbit::shared().await;
+    let url = rabbit.create_vhost().await;
+    declare(&url, "events", "q", Kind::Classic, &["good"]).await;
+    declare(&url, "secret", "q2", Kind::Classic, &["good"]).await;
+    let user = format!("u{}", Uuid::new_v4().simple());
+    let limited = rabbit
+        .add_user(&user, "pw", &url, ["^$", "^(events|missing)$", "^$"])
+        .await;
+    let mut connected = connect(&limited).await;
+    let lane = &mut connected.lanes[0];
+    for round in 0..30 {
+        let batch: Vec<_> = (0..200)
+            .map(|row| {
+                let exchange = ["events", "secret", "missing", "events"][row as usize % 4];
+                let mut message = (*message(row, exchange, "good")).clone();
+                message.properties.user_id = (row % 4 == 3).then(|| "somebody-else".to_owned());
+                Arc::new(message)
+            })
+            .collect();
+        let report = publish(lane, &batch).await;
+        assert_eq!(report.broken, None, "round {round}");
+        for (row, outcome) in by_row(report, &batch).iter().enumerate() {
+            let expected = match row % 4 {
+                0 => is_confirmed(outcome),
+                1 => matches!(outcome, Outcome::Refused(text) if text.contains("secret")),
+                2 => matches!(outcome, Outcome::NoExchange(_)),
+                _ => matches!(outcome, Outcome::Refused(text) if text.contains("user_id")),
+            };
+            assert!(expected, "{row}: {outcome:?}");
+        }
+    }
+    // Small batches of one that is missing, as they come when nothing else is to be done.
+    for _ in 0..2_100 {
+        let batch = [message(0, "missing", "good")];
+        let report = publish(lane, &batch).await;
+        assert_eq!(report.broken, None);
+    }
+    // What is granted or declared is noticed all the same.
+    declare(&url, "missing", "q2", Kind::Classic, &["good"]).await;
+    rabbit
+        .set_permissions(&user, &url, ["^$", "^(events|missing|secret)$", "^$"])
+        .await;
+    for exchange in ["secret", "missing"] {
+        until("the exchange takes messages", 20 * SECOND, async || {
+            let batch = [message(0, exchange, "good")];
+            is_confirmed(&by_row(publish(lane, &batch).await, &batch)[0])
+        })
+        .await;
+    }
+    connected.session.close().await;
+    assert_eq!(drain_queue(&url, "q").await.len(), 30 * 50);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_lane_had_not_begun_when_its_connection_was_lost_was_not_sent() {
+    let rabbit = Rabbit::shared().await;
+    let url = rabbit.create_vhost().await;
+    declare(&url, "events", "q", Kind::Classic, &["good"]).await;
+    let proxy = Proxy::start(SocketAddr::from(([127, 0, 0, 1], rabbit.port()))).await;
+    let mut connected = amqp(&[&proxy.through(&url)], 10 * SECOND)
+        .connect()
+        .await
+        .expect("connects");
+    let lane = &mut connected.lanes[0];
+    assert!(publish(lane, &[message(0, "events", "good")]).await.broken.is_none());
+    // The first of a user goes alone, with the others behind it.
+    let mut first = (*message(1, "events", "good")).clone();
+    first.properties.user_id = Some("guest".to_owned());
+    proxy.hold_answers(true);
+    for batch in [
+        Arc::new(first),
+        message(2, "events", "good"),
+        message(3, "events", "good"),
+    ] {
+        lane.begin(vec![batch]);
+    }
+    let consumer = Consumer::start(&url, "q");
+    let cut = async {
+        // The broker has the first one.
+        consumer.wait_distinct(2, 20 * SECOND).await;
+        proxy.cut();
+    };
+    let (report, ()) = tokio::join!(lane.report(), cut);
+    assert!(report.broken.is_some());
+    let mut outcomes = report.outcomes;
+    outcomes.sort_by_key(|(row, _)| *row);
+    let unknown = |row, doubt| (RowId(row), Outcome::Unknown(doubt));
+    assert_eq!(
+        outcomes,
+        [
+            unknown(1, Doubt::Disconnected),
+            unknown(2, Doubt::Unsent),
+            unknown(3, Doubt::Unsent)
+        ]
+    );
+    connected.session.close().await;
+    assert_eq!(consumer.count(), 2);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -322,6 +426,8 @@ async fn a_user_id_that_is_not_the_login_is_refused_alone() {
             _ => assert!(is_confirmed(outcome), "{outcome:?}"),
         }
     }
+    connected.session.close().await;
+    assert_eq!(drain_queue(&url, "q").await.len(), 19, "no others go twice for it");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -385,7 +491,7 @@ async fn a_cut_leaves_every_message_confirmed_or_unknown() {
         let known = outcomes.iter().filter(|outcome| is_confirmed(outcome)).count();
         let unknown = outcomes
             .iter()
-            .filter(|outcome| **outcome == Outcome::Unknown(Doubt::Disconnected))
+            .filter(|outcome| matches!(outcome, Outcome::Unknown(Doubt::Disconnected | Doubt::Unsent)))
             .count();
         assert_eq!(known + unknown, batch.len(), "{outcomes:?}");
         assert_eq!(broken, unknown > 0);

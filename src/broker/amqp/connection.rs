@@ -1,9 +1,9 @@
 //! One AMQP connection, from the socket to the last frame.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::net::Shutdown;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_compat::CompatExt;
 use async_trait::async_trait;
@@ -21,6 +21,7 @@ use crate::config::{Secret, Tls, redacted_url};
 use crate::tls;
 
 use super::properties::short;
+use super::trust::{HOLDS, MOST_NAMES, Refusals, Trust};
 
 /// Seconds. A frozen broker is noticed after two of these.
 const HEARTBEAT: u16 = 10;
@@ -48,14 +49,19 @@ struct Inner {
     socket: Socket,
     address: String,
     events: Mutex<Events>,
-    /// Exchanges that were there when last looked at.
-    exchanges: Mutex<HashSet<String>>,
-    suspects: Suspects,
+    /// What was seen of exchanges when they were last looked at.
+    exchanges: Mutex<HashMap<String, Seen>>,
+    trust: Trust,
 }
 
-/// Exchanges that refused a message: theirs travel alone, so that the next refusal closes the channel on no others. Kept
-/// from one connection to the next, as a refusal can cost the connection.
-pub(super) type Suspects = Arc<Mutex<HashSet<String>>>;
+enum Seen {
+    Present,
+    /// A look at one that is not there costs a channel for good.
+    Missing {
+        text: String,
+        until: Instant,
+    },
+}
 
 /// A second handle of the connection's socket. lapin's thread owns the first and ends only when the socket does,
 /// so a connection that is given up (at any stage of its handshake) must have its socket shut by us.
@@ -89,7 +95,7 @@ impl Connection {
         url: &Secret,
         tls: &Tls,
         timeout: Duration,
-        suspects: Suspects,
+        refusals: Refusals,
     ) -> Result<Self, BrokerError> {
         let address = redacted_url(url.expose());
         let fail = |what: &str| BrokerError(format!("{address}: {what}"));
@@ -98,14 +104,14 @@ impl Connection {
         uri.query.heartbeat.get_or_insert(HEARTBEAT);
         uri.query.frame_max = Some(FRAME_MAX);
         let certificate = tls.identity.is_some();
-        match tokio::time::timeout(timeout, Self::handshake(uri, tls, address.clone(), suspects)).await {
+        match tokio::time::timeout(timeout, Self::handshake(uri, tls, address.clone(), refusals)).await {
             Ok(Ok(connection)) => Ok(connection),
             Ok(Err(error)) => Err(fail(&error.explain(certificate))),
             Err(_elapsed) => Err(fail(&format!("no answer within {timeout:?}"))),
         }
     }
 
-    async fn handshake(uri: AMQPUri, tls: &Tls, address: String, suspects: Suspects) -> Result<Self, Failure> {
+    async fn handshake(uri: AMQPUri, tls: &Tls, address: String, refusals: Refusals) -> Result<Self, Failure> {
         let stream = TcpStream::connect((uri.authority.host.as_str(), uri.authority.port)).await?;
         stream.set_nodelay(true)?;
         let stream = stream.into_std()?;
@@ -142,7 +148,7 @@ impl Connection {
             address,
             events: Mutex::new(events),
             exchanges: Mutex::default(),
-            suspects,
+            trust: Trust::new(refusals),
         })))
     }
 
@@ -165,8 +171,17 @@ impl Connection {
     /// Asks the broker whether an exchange exists, once per connection and name: publishing to a missing one
     /// would close the channel and lose every confirm that is still on its way.
     pub(super) async fn look_at_exchange(&self, name: &str) -> lapin::Result<ExchangeCheck> {
-        if name.is_empty() || lock(&self.0.exchanges).contains(name) {
+        if name.is_empty() {
             return Ok(ExchangeCheck::Present);
+        }
+        match lock(&self.0.exchanges).get_mut(name) {
+            Some(Seen::Present) => return Ok(ExchangeCheck::Present),
+            Some(Seen::Missing { text, until }) if Instant::now() < *until => {
+                return Ok(ExchangeCheck::Missing(text.clone()));
+            }
+            // One lane looks again, and the others need not.
+            Some(Seen::Missing { until, .. }) => *until = Instant::now() + HOLDS,
+            None => {}
         }
         let channel = self.0.lapin.create_channel().await?;
         let passive = ExchangeDeclareOptions {
@@ -178,12 +193,15 @@ impl Connection {
             .await;
         match asked {
             Ok(()) => {
-                lock(&self.0.exchanges).insert(name.to_owned());
+                lock(&self.0.exchanges).insert(name.to_owned(), Seen::Present);
                 channel.close(200, "OK".into()).await?;
                 Ok(ExchangeCheck::Present)
             }
             Err(error) => match soft_error(&error) {
-                Some((404, text)) => Ok(ExchangeCheck::Missing(text)),
+                Some((404, text)) => {
+                    self.missing(name, &text);
+                    Ok(ExchangeCheck::Missing(text))
+                }
                 // Not allowed to look: the publish itself will tell.
                 Some(_) => Ok(ExchangeCheck::Present),
                 None => Err(error),
@@ -191,21 +209,22 @@ impl Connection {
         }
     }
 
-    /// Forgets that an exchange was there.
-    pub(super) fn forget_exchange(&self, name: &str) {
-        lock(&self.0.exchanges).remove(name);
+    /// The exchange is not there. That is believed for some seconds.
+    pub(super) fn missing(&self, name: &str, text: &str) {
+        let mut exchanges = lock(&self.0.exchanges);
+        if exchanges.len() >= MOST_NAMES {
+            exchanges.retain(|_, seen| matches!(seen, Seen::Present));
+        }
+        let missing = Seen::Missing {
+            text: text.to_owned(),
+            until: Instant::now() + HOLDS,
+        };
+        exchanges.insert(name.to_owned(), missing);
     }
 
-    pub(super) fn suspect(&self, exchange: &str) {
-        lock(&self.0.suspects).insert(exchange.to_owned());
-    }
-
-    pub(super) fn trust(&self, exchange: &str) {
-        lock(&self.0.suspects).remove(exchange);
-    }
-
-    pub(super) fn suspects(&self) -> MutexGuard<'_, HashSet<String>> {
-        lock(&self.0.suspects)
+    /// Which messages may share a channel.
+    pub(super) fn trust(&self) -> &Trust {
+        &self.0.trust
     }
 }
 

@@ -100,7 +100,7 @@ impl AmqpLane {
     fn send_next(&mut self) {
         // In an alarm what is begun is not sent, and would keep what is sent from being judged.
         let waits = self.sending.is_some() || self.came_back || self.connection.blocked();
-        if waits || !self.connection.suspects().is_empty() {
+        if waits || self.next_goes_alone() {
             return;
         }
         let Some(batch) = self.waiting.pop_front() else { return };
@@ -125,10 +125,15 @@ impl AmqpLane {
         });
     }
 
-    /// Whether the next batch has messages of exchanges that refused one before, and can go now.
+    /// Whether the next batch has messages that the broker may refuse.
+    fn next_goes_alone(&self) -> bool {
+        let next = self.waiting.front();
+        next.is_some_and(|batch| !self.connection.trust().has(batch))
+    }
+
+    /// The same, and it can go now.
     fn must_go_alone(&self) -> bool {
-        let idle = self.sending.is_none() && self.sent.is_empty();
-        idle && !self.waiting.is_empty() && !self.connection.suspects().is_empty()
+        self.sending.is_none() && self.sent.is_empty() && self.next_goes_alone()
     }
 
     /// Whether the oldest batch under way has had its time.
@@ -219,11 +224,12 @@ impl AmqpLane {
         match within(self.confirm_timeout, &self.connection, check).await {
             Some(Ok((messages, outcomes))) => {
                 report.outcomes.extend(outcomes);
+                let messages = self.not_refused(messages, &mut report);
                 self.one_by_one(self.groups(&messages), &mut report).await;
                 self.trust_confirmed(&batch, &report);
             }
-            Some(Err(error)) => report.broken(Doubt::Disconnected, batch, error),
-            None => report.broken(Doubt::Timeout, batch, "no answer about an exchange".to_owned()),
+            Some(Err(error)) => report.broken(Doubt::Unsent, batch, error),
+            None => report.broken(Doubt::Unsent, batch, "no answer about an exchange".to_owned()),
         }
         self.conclude(report)
     }
@@ -242,6 +248,8 @@ impl AmqpLane {
         report.broken(doubt, group, why.clone());
         if let Some(sending) = self.sending.take() {
             report.batches += 1;
+            // Where all can be seen there was nothing to be answered.
+            let doubt = if seen { Doubt::Unsent } else { doubt };
             report.broken(doubt, Arc::unwrap_or_clone(sending.batch), why);
         }
         self.conclude(report)
@@ -253,7 +261,7 @@ impl AmqpLane {
         if let Some(why) = report.broken.clone() {
             for batch in self.waiting.drain(..) {
                 report.batches += 1;
-                report.broken(Doubt::Disconnected, batch, why.clone());
+                report.broken(Doubt::Unsent, batch, why.clone());
             }
         }
         report

@@ -144,6 +144,7 @@ impl Dispatcher {
             self.ids.remove(&message.message_id);
         }
         row.copies = match outcome {
+            Outcome::Unknown(Doubt::Unsent) => row.copies,
             Outcome::Unknown(_) if row.copies != Copies::Refused => Copies::Unknown,
             _ => Copies::Refused,
         };
@@ -161,7 +162,7 @@ impl Dispatcher {
             Outcome::Refused(text) => self.refused(id, "refused", text),
             Outcome::Nacked => self.set_back(id, "nack", "the broker could not take it (queue full or failed)", now),
             Outcome::Unknown(Doubt::Timeout) => self.set_back(id, "timeout", "no confirm came in time", now),
-            Outcome::Unknown(Doubt::Disconnected) => {
+            Outcome::Unknown(Doubt::Disconnected | Doubt::Unsent) => {
                 self.notices.push(Notice::Failed {
                     row: id,
                     reason: "disconnected",

@@ -1,7 +1,7 @@
 //! After a channel was closed: what was on it goes again, group by group, each waited for, until the message that the
 //! broker refuses is found.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -63,21 +63,37 @@ pub(super) async fn check_exchanges(
 }
 
 impl AmqpLane {
-    /// Messages of exchanges that refused one before go alone; the order stays.
+    /// Messages that may be refused go alone; the order stays.
     pub(super) fn groups(&self, messages: &[Arc<Message>]) -> VecDeque<Group> {
-        let suspects = self.connection.suspects();
-        let suspected = |message: &Arc<Message>| suspects.contains(&message.exchange);
-        messages
-            .chunk_by(|one, next| !suspected(one) && !suspected(next))
-            .map(<[_]>::to_vec)
-            .collect()
+        let alone = self.connection.trust().alone(messages);
+        let mut groups: VecDeque<Group> = VecDeque::new();
+        let mut open = false;
+        for (message, alone) in messages.iter().zip(alone) {
+            match groups.back_mut().filter(|_| open && !alone) {
+                Some(group) => group.push(message.clone()),
+                None => groups.push_back(vec![message.clone()]),
+            }
+            open = !alone;
+        }
+        groups
+    }
+
+    /// Those that the broker has not refused for what they are a moment ago; of the others it is told.
+    pub(super) fn not_refused(&self, mut group: Group, report: &mut BatchReport) -> Group {
+        let refused = self.connection.trust().refuse(&mut group);
+        let told = refused.into_iter().map(|(row, text)| (row, Outcome::Refused(text)));
+        report.outcomes.extend(told);
+        group
     }
 
     /// Settles all groups. Nothing else may be under way on the channel.
     pub(super) async fn one_by_one(&mut self, mut groups: VecDeque<Group>, report: &mut BatchReport) {
         while let Some(group) = groups.pop_front() {
-            if group.is_empty() {
-                continue;
+            let group = self.not_refused(group, report);
+            match &group[..] {
+                [] => continue,
+                [message] => self.connection.trust().ask(message),
+                _ => {}
             }
             let attempt = self.attempt(group).await;
             match self.after(attempt, report).await {
@@ -174,7 +190,7 @@ impl AmqpLane {
         if attempt.refused {
             // What lapin still sends on a closed channel costs the connection: on the next one these go alone.
             for exchange in again.iter().flatten().map(|message| &message.exchange) {
-                self.connection.suspect(exchange);
+                self.connection.trust().suspect(exchange);
             }
         }
         Err((again, doubt, why))
@@ -191,15 +207,16 @@ impl AmqpLane {
             return groups.map(<[_]>::to_vec).collect();
         }
         if code == 404 {
-            self.connection.forget_exchange(&first.exchange);
+            self.connection.missing(&first.exchange, text);
             let refused = |m: &Arc<Message>| (m.row, Outcome::NoExchange(text.to_owned()));
             report.outcomes.extend(unsettled.iter().map(refused));
             return Vec::new();
         }
-        self.connection.suspect(&first.exchange);
+        self.connection.trust().suspect(&first.exchange);
         if unsettled.len() == 1 {
-            let refused = Outcome::Refused(with_advice(code, text));
-            report.outcomes.push((first.row, refused));
+            let text = with_advice(code, text);
+            self.connection.trust().refused(first, code, &text);
+            report.outcomes.push((first.row, Outcome::Refused(text)));
             return Vec::new();
         }
         unsettled.into_iter().map(|message| vec![message]).collect()
@@ -226,18 +243,15 @@ impl AmqpLane {
         Err(format!("no new channel: {why}"))
     }
 
-    /// An exchange that took a message again is no longer suspected, once it is known which one it refused.
+    /// What took a message is trusted, and an exchange no longer suspected, once it is known which one it refused.
     pub(super) fn trust_confirmed(&self, batch: &[Arc<Message>], report: &BatchReport) {
         if report.broken.is_some() {
             return;
         }
-        let suspects = self.connection.suspects().clone();
-        for message in batch.iter().filter(|message| suspects.contains(&message.exchange)) {
-            let confirmed =
-                |(row, outcome): &(RowId, Outcome)| *row == message.row && matches!(outcome, Outcome::Confirmed(_));
-            if report.outcomes.iter().any(confirmed) {
-                self.connection.trust(&message.exchange);
-            }
+        let confirmed = |(row, outcome): &(RowId, Outcome)| matches!(outcome, Outcome::Confirmed(_)).then_some(*row);
+        let confirmed: HashSet<RowId> = report.outcomes.iter().filter_map(confirmed).collect();
+        for message in batch.iter().filter(|message| confirmed.contains(&message.row)) {
+            self.connection.trust().taken(message);
         }
     }
 }

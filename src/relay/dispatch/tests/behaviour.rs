@@ -412,6 +412,24 @@ fn what_is_known_of_earlier_copies_goes_with_every_message() {
 }
 
 #[test]
+fn what_was_not_sent_is_no_copy() {
+    let mut dispatcher = connected(settings(Ordering::Strict));
+    dispatcher.admit_unpublished(vec![row(1, "a"), row(2, "b")], NOW);
+    let copies = |dispatcher: &mut Dispatcher| -> Vec<_> {
+        let batch = dispatcher.next_batch(0, 0);
+        batch.iter().map(|message| (message.row.0, message.copies)).collect()
+    };
+    assert_eq!(copies(&mut dispatcher), [(1, Copies::None), (2, Copies::None)]);
+    dispatcher.cut_off();
+    dispatcher.outcome(1, RowId(1), Outcome::Unknown(Doubt::Unsent), NOW);
+    dispatcher.retired(1, NOW);
+    dispatcher.connected(2);
+    let mut again = copies(&mut dispatcher);
+    again.sort_by_key(|(row, _)| *row);
+    assert_eq!(again, [(1, Copies::None), (2, Copies::Unknown)]);
+}
+
+#[test]
 fn after_a_sweep_the_table_says_how_long_a_refused_row_waits() {
     let mut dispatcher = connected(settings(Ordering::Strict));
     dispatcher.admit(vec![row(1, "a"), row(2, "a"), row(3, "b"), row(4, "b")], NOW);
