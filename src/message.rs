@@ -111,6 +111,8 @@ pub struct OutboxRow {
     pub due_in: Duration,
     /// Refusals so far.
     pub attempts: u32,
+    /// The column whose text is not UTF-8, if there is one: what was read of it is not what stands there.
+    pub not_utf8: Option<&'static str>,
 }
 
 /// A row's body. Large bodies, and those that are not due yet, stay in the table until they are wanted.
@@ -221,8 +223,11 @@ impl Message {
     ///
     /// # Errors
     /// [`Invalid`] when no retry can ever make the row a message: a field too long, headers or properties
-    /// that are not what AMQP can carry, a body above the limit or not loaded.
+    /// that are not what AMQP can carry, text that is none, a body above the limit or not loaded.
     pub fn from_row(row: OutboxRow, rules: &MessageRules) -> Result<Self, Invalid> {
+        if let Some(column) = row.not_utf8 {
+            return Err(Invalid(format!("{column} is not UTF-8")));
+        }
         let exchange = row.exchange.unwrap_or_else(|| rules.default_exchange.clone());
         short("message_id", row.message_id.as_str())?;
         short("exchange", &exchange)?;

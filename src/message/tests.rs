@@ -16,6 +16,7 @@ pub(super) fn row() -> OutboxRow {
         age: Duration::ZERO,
         due_in: Duration::ZERO,
         attempts: 0,
+        not_utf8: None,
     }
 }
 

@@ -88,7 +88,33 @@ pub(super) fn derived_message_id(source: &str) -> MessageId {
     Builder::from_custom_bytes(bytes).into_uuid().into()
 }
 
-/// A text column. Databases can hold text that is not UTF-8, and one such row must not stop its whole page.
+/// The columns of a page that are text, by their places; the last one is there only where columns are headers.
+const TEXTS: &[(usize, &str)] = &[
+    (1, "message_id"),
+    (2, "exchange"),
+    (3, "routing_key"),
+    (4, "ordering_key"),
+    (5, "type"),
+    (6, "content_type"),
+    (7, "headers"),
+    (8, "properties"),
+    (15, "headers"),
+];
+
+/// The first of a row's texts that is not UTF-8. A message made of it would go elsewhere, or under the id of another one.
+pub(super) fn not_utf8<'row>(
+    columns: usize,
+    bytes: impl Fn(usize) -> Result<Option<&'row [u8]>, sqlx::Error>,
+) -> Result<Option<&'static str>, sqlx::Error> {
+    for (index, name) in TEXTS.iter().filter(|(index, _)| *index < columns) {
+        if bytes(*index)?.is_some_and(|bytes| std::str::from_utf8(bytes).is_err()) {
+            return Ok(Some(name));
+        }
+    }
+    Ok(None)
+}
+
+/// A text column. Databases can hold text that is not UTF-8, and one such row must not stop its whole page: see [`not_utf8`].
 pub(super) fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }

@@ -124,6 +124,7 @@ fn message(n: usize) -> Arc<Message> {
         age: Duration::ZERO,
         due_in: Duration::ZERO,
         attempts: 0,
+        not_utf8: None,
     };
     let rules = MessageRules {
         default_exchange: EXCHANGE.to_owned(),

@@ -38,6 +38,7 @@ pub fn row(data: &[u8]) -> (Settings, OutboxRow) {
         age: Duration::ZERO,
         due_in: Duration::ZERO,
         attempts: 0,
+        not_utf8: None,
     };
     (settings, row)
 }

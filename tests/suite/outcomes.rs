@@ -149,6 +149,45 @@ async fn poison_rows_become_dead_letters_and_good_rows_do_not_notice() {
     );
 }
 
+/// SQLite takes any bytes for text. Made into characters they would be another routing key, or the id of another message.
+#[tokio::test(flavor = "multi_thread")]
+async fn text_that_is_not_utf8_is_a_dead_letter() {
+    let outbox = Outbox::on_sqlite().await;
+    outbox.insert(0, 10, 10).await;
+    let columns = [
+        "message_id",
+        "exchange",
+        "routing_key",
+        "ordering_key",
+        "type",
+        "content_type",
+        "headers",
+        "properties",
+    ];
+    for column in columns {
+        let text = match column {
+            "headers" | "properties" => "CAST(x'7b2261707069645f223a22ff227d' AS TEXT)",
+            _ => "CAST(x'61ff' AS TEXT)",
+        };
+        let (names, values) = match column {
+            "routing_key" => (String::new(), String::new()),
+            _ => ("routing_key, ".to_owned(), "'good', ".to_owned()),
+        };
+        let insert = format!("INSERT INTO outbox ({names}{column}, payload) VALUES ({values}{text}, '1')");
+        outbox.db.run(&insert).await;
+    }
+    outbox.insert(10, 10, 10).await;
+    let _relay = outbox.relay().spawn();
+    let consumer = Consumer::start(&outbox.amqp_url, "q");
+    outbox.wait_all_sent(30 * SECOND).await;
+    let errors = "SELECT group_concat(last_error, '; ') FROM (SELECT last_error FROM outbox WHERE dead_at IS NOT NULL ORDER BY id)";
+    let expected = columns
+        .map(|column| format!("invalid: {column} is not UTF-8"))
+        .join("; ");
+    assert_eq!(outbox.db.text(errors).await, Some(expected));
+    assert_eq!(judge(&consumer.wait_distinct(20, 30 * SECOND).await).distinct, 20);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_queue_spends_no_attempts_and_drains_when_there_is_room() {
     let rabbit = Rabbit::shared().await;

@@ -31,6 +31,7 @@ pub(super) fn outbox_row(row: &MySqlRow, table: &str) -> Result<OutboxRow, sqlx:
         age: span(seconds(row, 10)?),
         due_in: wait(row, 11)?,
         attempts: attempts(row.try_get(12)?),
+        not_utf8: values::not_utf8(row.len(), |index| bytes(row, index))?,
     })
 }
 

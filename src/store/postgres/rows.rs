@@ -32,15 +32,23 @@ pub(super) fn outbox_row(row: &PgRow, table: &str) -> Result<OutboxRow, sqlx::Er
         age: span(row.try_get(10)?),
         due_in: span(row.try_get(11)?),
         attempts: attempts(row.try_get(12)?),
+        not_utf8: values::not_utf8(row.len(), |index| match index {
+            1 if is_uuid(row)? => Ok(None),
+            _ => bytes(row, index),
+        })?,
     })
 }
 
 /// A UUID, or any text that is not empty.
 pub(super) fn message_id(row: &PgRow) -> Result<Option<MessageId>, sqlx::Error> {
-    if row.try_get_raw(1)?.type_info().name() == "UUID" {
+    if is_uuid(row)? {
         return Ok(row.try_get::<Option<Uuid>, _>(1)?.map(MessageId::from));
     }
     Ok(text(row, 1)?.filter(|id| !id.is_empty()).map(|id| MessageId::new(&id)))
+}
+
+fn is_uuid(row: &PgRow) -> Result<bool, sqlx::Error> {
+    Ok(row.try_get_raw(1)?.type_info().name() == "UUID")
 }
 
 /// The headers that are columns, which stand behind all others where there are any.
@@ -68,11 +76,16 @@ fn payload(row: &PgRow) -> Result<Payload, sqlx::Error> {
 
 /// A text column.
 pub(super) fn text(row: &PgRow, index: usize) -> Result<Option<String>, sqlx::Error> {
+    Ok(bytes(row, index)?.map(values::text))
+}
+
+/// As they came.
+fn bytes(row: &PgRow, index: usize) -> Result<Option<&[u8]>, sqlx::Error> {
     let value = row.try_get_raw(index)?;
     if value.is_null() {
         return Ok(None);
     }
-    Ok(Some(values::text(value.as_bytes().map_err(sqlx::Error::Decode)?)))
+    value.as_bytes().map(Some).map_err(sqlx::Error::Decode)
 }
 
 /// A row of a scan.

@@ -31,6 +31,10 @@ pub(super) fn outbox_row(row: &SqliteRow, table: &str) -> Result<OutboxRow, sqlx
         age: span(age),
         due_in: span(number(row, 11)?),
         attempts: attempts(row.try_get(12)?),
+        not_utf8: values::not_utf8(row.len(), |index| match index {
+            1 if is_uuid(row)? => Ok(None),
+            _ => bytes(row, index),
+        })?,
     })
 }
 
@@ -41,14 +45,19 @@ pub(super) fn to_the_millisecond(seconds: f64) -> f64 {
 
 /// A UUID as its 16 bytes, or any text that is not empty.
 pub(super) fn message_id(row: &SqliteRow, fallback: &str) -> Result<MessageId, sqlx::Error> {
-    let is_blob = row.try_get_raw(1)?.type_info().name() == "BLOB";
+    let is_uuid = is_uuid(row)?;
     Ok(match bytes(row, 1)? {
         None | Some([]) => derived_message_id(fallback),
         Some(bytes) => match Uuid::from_slice(bytes) {
-            Ok(uuid) if is_blob => uuid.into(),
+            Ok(uuid) if is_uuid => uuid.into(),
             _ => MessageId::new(&values::text(bytes)),
         },
     })
+}
+
+fn is_uuid(row: &SqliteRow) -> Result<bool, sqlx::Error> {
+    let is_blob = row.try_get_raw(1)?.type_info().name() == "BLOB";
+    Ok(is_blob && bytes(row, 1)?.is_some_and(|bytes| bytes.len() == 16))
 }
 
 /// The headers that are columns, which stand behind all others where there are any.

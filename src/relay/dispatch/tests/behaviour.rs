@@ -64,6 +64,7 @@ pub(super) fn row(id: i64, key: &str) -> OutboxRow {
         age: Duration::ZERO,
         due_in: Duration::ZERO,
         attempts: 0,
+        not_utf8: None,
     }
 }
 

@@ -263,6 +263,7 @@ impl Table {
             age: Time::ZERO,
             due_in,
             attempts: row.attempts,
+            not_utf8: None,
         }
     }
 }
