@@ -63,6 +63,11 @@ const RESERVED: &[(&str, &str)] = &[
     ("x-last-death-*", DEAD_LETTERING),
     ("x-delivery-count", "RabbitMQ counts deliveries in it"),
     ("x-acquired-count", "RabbitMQ counts deliveries in it"),
+    (
+        "x-delay",
+        "a delayed-message exchange returns what it delays, so that it would be published again and again; available_at \
+         delays it",
+    ),
     ("x-stream-offset", "RabbitMQ writes a stream's position in it"),
     (
         "x-received-from",
