@@ -164,6 +164,10 @@ pub fn bad_attribute(name: &str, value: &str) -> Option<String> {
     if value.chars().any(char::is_control) {
         return Some("holds a control character".to_owned());
     }
+    let stands_for_none = |c| matches!(u32::from(c), 0xFDD0..=0xFDEF) || u32::from(c) & 0xFFFE == 0xFFFE;
+    if value.chars().any(stands_for_none) {
+        return Some("holds a code point that Unicode keeps for no character".to_owned());
+    }
     let is_uri = |text: &str| {
         text.bytes()
             .all(|b| b.is_ascii_alphanumeric() || b"-._~:/?#[]@!$&'()*+,;=%".contains(&b))

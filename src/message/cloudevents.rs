@@ -130,6 +130,12 @@ fn attributes(message: &mut Message, events: &CloudEvents) -> Result<Attributes,
     if let Some(problem) = bad_attribute("id", message.message_id.as_str()) {
         return Err(Invalid(format!("message_id, the id of the CloudEvent, {problem}")));
     }
+    let content_type = Some(&message.content_type).filter(|text| !text.is_empty());
+    if let Some(problem) = content_type.and_then(|text| bad_attribute("datacontenttype", text)) {
+        return Err(Invalid(format!(
+            "content_type, the datacontenttype of the CloudEvent, {problem}"
+        )));
+    }
     for name in ["source", "type"] {
         if !attributes.contains_key(name) {
             return Err(Invalid(format!(

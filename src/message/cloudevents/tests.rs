@@ -180,6 +180,8 @@ fn what_cannot_be_an_event_is_refused_with_what_to_do() {
             (json!({"cloudEvents_source": "a b"}), "no URI"),
             (json!({"cloudEvents_dataschema": "/a"}), "no absolute URI"),
             (json!({"cloudEvents_x": "a\nb"}), "control character"),
+            (json!({"cloudEvents_x": "a\u{ffff}b"}), "no character"),
+            (json!({"cloudEvents_x": "\u{fdd0}"}), "no character"),
             (json!({"cloudEvents_x": 2_147_483_648_u32}), "32 bits"),
             (json!({"cloudEvents_x": 1.5}), "32 bits"),
             (json!({"cloudEvents_x": [1]}), "it is an array"),
@@ -188,6 +190,10 @@ fn what_cannot_be_an_event_is_refused_with_what_to_do() {
             let why = reason(with(headers), &[mode]);
             assert!(why.contains(words), "{why}");
         }
+    }
+    for mode in [BINARY, JSON] {
+        let why = reason(typed(b"1", "text/plain\n", &json!({})), &[mode]);
+        assert!(why.contains("content_type, the datacontenttype"), "{why}");
     }
     let payload = |bytes: &[u8], content_type| reason(typed(bytes, content_type, &json!({})), &[JSON]);
     assert!(payload(b"{\"secret\":}", "application/json").contains("not JSON, though"));
