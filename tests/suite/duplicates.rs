@@ -26,6 +26,9 @@ async fn a_copy_that_the_broker_drops_is_sent(outbox: Outbox) {
     assert_eq!(outbox.db.unsent().await, 50, "no confirm has come");
     unbind(&outbox.amqp_url, "events", "q", "good").await;
     proxy.cut();
+    // The confirms are held until the relay has given them up.
+    let given_up = "outbox_relay_publish_failures_total{reason=\"disconnected\"}";
+    relay.wait_metric(given_up, |count| count >= 50.0, 30 * SECOND).await;
     proxy.hold_answers(false);
 
     outbox.wait_all_sent(60 * SECOND).await;
