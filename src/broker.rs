@@ -89,11 +89,14 @@ impl BatchReport {
         }
     }
 
-    /// The connection must be retired, and nobody knows what became of these messages.
+    /// The connection must be retired, and nobody knows what became of those of these messages that were sent: they are those
+    /// whose `copies` say so.
     fn broken(&mut self, doubt: Doubt, messages: impl IntoIterator<Item = Arc<Message>>, why: String) {
-        let unknown = messages
-            .into_iter()
-            .map(|message| (message.row, Outcome::Unknown(doubt)));
+        let unknown = messages.into_iter().map(|message| {
+            let unsent = message.copies.none_of_this_relay();
+            let doubt = if unsent { Doubt::Unsent } else { doubt };
+            (message.row, Outcome::Unknown(doubt))
+        });
         self.outcomes.extend(unknown);
         self.broken = Some(why);
     }

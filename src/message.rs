@@ -8,7 +8,7 @@ mod compression;
 mod headers;
 mod properties;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::fmt;
 use std::sync::Arc;
@@ -177,6 +177,13 @@ pub enum Copies {
     /// It was published and not taken: a queue was full, or it was refused. That one had a deduplication id, under which
     /// the broker may drop another.
     Refused,
+}
+
+impl Copies {
+    /// This relay has published none since it was started.
+    pub(crate) fn none_of_this_relay(self) -> bool {
+        matches!(self, Self::None | Self::Perhaps)
+    }
 }
 
 /// What the configuration says about every message.

@@ -1,6 +1,6 @@
 use super::*;
 
-pub(super) fn row() -> OutboxRow {
+pub(crate) fn row() -> OutboxRow {
     OutboxRow {
         id: RowId(1),
         message_id: Uuid::nil().into(),
@@ -20,7 +20,7 @@ pub(super) fn row() -> OutboxRow {
     }
 }
 
-pub(super) fn rules() -> MessageRules {
+pub(crate) fn rules() -> MessageRules {
     MessageRules {
         default_exchange: "events".to_owned(),
         max_body_bytes: 100,

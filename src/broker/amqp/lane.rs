@@ -244,13 +244,19 @@ impl AmqpLane {
             let (settled, unsettled) = answers::judge(group, heard, false, self.own_headers.dedup.is_some());
             report.outcomes.extend(settled);
             group = unsettled;
+        } else {
+            group = group.into_iter().map(answers::perhaps_there).collect();
         }
         report.broken(doubt, group, why.clone());
         if let Some(sending) = self.sending.take() {
             report.batches += 1;
-            // Where all can be seen there was nothing to be answered.
-            let doubt = if seen { Doubt::Unsent } else { doubt };
-            report.broken(doubt, Arc::unwrap_or_clone(sending.batch), why);
+            let batch = Arc::unwrap_or_clone(sending.batch).into_iter();
+            if seen {
+                // There was nothing to be answered.
+                report.broken(Doubt::Unsent, batch, why);
+            } else {
+                report.broken(doubt, batch.map(answers::perhaps_there), why);
+            }
         }
         self.conclude(report)
     }

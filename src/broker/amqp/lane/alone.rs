@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::broker::{BatchReport, Doubt, Outcome};
-use crate::message::{Copies, Message, RowId};
+use crate::message::{Message, RowId};
 
 use super::super::connection::{ACCESS_REFUSED, Connection, ExchangeCheck, soft_error};
 use super::answers::{self, Answer, Heard};
@@ -166,7 +166,7 @@ impl AmqpLane {
         report: &mut BatchReport,
     ) -> Result<Vec<Group>, (Vec<Group>, Doubt, String)> {
         report.outcomes.extend(attempt.settled);
-        let unsettled: Group = attempt.unsettled.into_iter().map(perhaps_there).collect();
+        let unsettled = attempt.unsettled;
         let disconnected = |why: String| (Doubt::Disconnected, why);
         let (again, usable) = match attempt.end {
             End::Complete if unsettled.is_empty() => return Ok(Vec::new()),
@@ -268,12 +268,4 @@ fn with_advice(code: u16, text: &str) -> String {
 
 pub(super) fn no_confirm(timeout: Duration) -> String {
     format!("no confirm within {timeout:?}")
-}
-
-/// A message that the broker may have taken, though it has not said so.
-fn perhaps_there(mut message: Arc<Message>) -> Arc<Message> {
-    if matches!(message.copies, Copies::None | Copies::Perhaps) {
-        Arc::make_mut(&mut message).copies = Copies::Unknown;
-    }
-    message
 }

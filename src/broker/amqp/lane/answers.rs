@@ -1,14 +1,15 @@
 //! What the broker said of each message of a batch, and what that means.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use futures_util::FutureExt;
 use futures_util::future::join_all;
 use lapin::options::BasicPublishOptions;
-use lapin::{Channel, Confirmation, PublisherConfirm};
+use lapin::{Channel, Confirmation, ErrorKind, PublisherConfirm};
 
 use crate::broker::{Confirmed, Outcome};
-use crate::message::{Copies, OwnHeaders, RowId};
+use crate::message::{Copies, Message, OwnHeaders, RowId};
 
 use super::super::properties::{properties, short};
 use super::Group;
@@ -24,6 +25,8 @@ enum Verdict {
     Ack,
     Nack,
     Error(Box<lapin::Error>),
+    /// lapin did not take it: nothing of it was sent.
+    NotTaken(Box<lapin::Error>),
     /// Nothing yet.
     Silence,
 }
@@ -60,7 +63,7 @@ impl Answer {
     }
 
     pub(super) fn is_error(&self) -> bool {
-        matches!(self, Answer::Here(heard) if matches!(heard.verdict, Verdict::Error(_)))
+        matches!(self, Answer::Here(heard) if heard.error().is_some())
     }
 
     pub(super) fn brings_a_return(&self) -> bool {
@@ -76,7 +79,7 @@ impl Answer {
         match self {
             Answer::Here(heard) => heard,
             Answer::Pending(confirm) => match confirm.now_or_never().map(Heard::from) {
-                Some(error) if matches!(error.verdict, Verdict::Error(_)) => error,
+                Some(late) if late.error().is_some() => late,
                 Some(late) => Heard {
                     returned: late.returned,
                     ..silence
@@ -98,10 +101,30 @@ pub(super) fn heard(mut answers: Vec<Answer>) -> Vec<Heard> {
 
 /// The errors among them.
 pub(super) fn errors(heard: &[Heard]) -> impl Iterator<Item = &lapin::Error> {
-    heard.iter().filter_map(|heard| match &heard.verdict {
-        Verdict::Error(error) => Some(&**error),
-        _ => None,
-    })
+    heard.iter().filter_map(Heard::error)
+}
+
+impl Heard {
+    fn error(&self) -> Option<&lapin::Error> {
+        match &self.verdict {
+            Verdict::Error(error) | Verdict::NotTaken(error) => Some(error),
+            _ => None,
+        }
+    }
+
+    /// Of a publish that failed.
+    fn failed(error: lapin::Error) -> Self {
+        let not_taken = matches!(error.kind(), ErrorKind::InvalidChannelState(..));
+        let error = Box::new(error);
+        Self {
+            verdict: if not_taken {
+                Verdict::NotTaken(error)
+            } else {
+                Verdict::Error(error)
+            },
+            returned: None,
+        }
+    }
 }
 
 impl From<lapin::Result<Confirmation>> for Heard {
@@ -138,7 +161,7 @@ pub(super) async fn publish(channel: &Channel, group: &Group, own_headers: &OwnH
     let sent = join_all(sends).await;
     let answer = |sent: lapin::Result<PublisherConfirm>| match sent {
         Ok(confirm) => Answer::Pending(confirm),
-        Err(error) => Answer::Here(Heard::from(Err(error))),
+        Err(error) => Answer::Here(Heard::failed(error)),
     };
     sent.into_iter().map(answer).collect()
 }
@@ -152,7 +175,7 @@ pub(super) async fn all_here(answers: &mut [Answer]) {
     }
 }
 
-/// Separates the messages whose fate is certain from the others, which keep their order. `answers` are all that came
+/// Separates the messages whose fate is certain from the others, which keep their order; their `copies` say whether they were sent. `answers` are all that came
 /// since nothing was on its way on the channel; `complete`: nothing is on its way now.
 ///
 /// Otherwise a return may not have been attached to any answer yet, and only an ack that came without any return is
@@ -178,8 +201,12 @@ pub(super) fn judge(group: Group, answers: Vec<Heard>, complete: bool, dedup: bo
                 confirmed(message.row)
             }
             (Some(heard), None) if matches!(heard.verdict, Verdict::Nack) => Outcome::Nacked,
-            _ => {
+            (Some(heard), None) if matches!(heard.verdict, Verdict::NotTaken(_)) => {
                 unsettled.push(message);
+                continue;
+            }
+            _ => {
+                unsettled.push(perhaps_there(message));
                 continue;
             }
         };
@@ -188,8 +215,51 @@ pub(super) fn judge(group: Group, answers: Vec<Heard>, complete: bool, dedup: bo
     (settled, unsettled)
 }
 
+/// A message that the broker may have taken, though it has not said so.
+pub(super) fn perhaps_there(mut message: Arc<Message>) -> Arc<Message> {
+    if message.copies.none_of_this_relay() {
+        Arc::make_mut(&mut message).copies = Copies::Unknown;
+    }
+    message
+}
+
 /// What the broker confirmed: this very message without returning it, or, where it drops duplicates, an earlier copy.
 #[expect(clippy::disallowed_methods, reason = "this is where confirms are told from returns")]
 fn confirmed(row: RowId) -> Outcome {
     Outcome::Confirmed(Confirmed::attest(row))
+}
+
+#[cfg(test)]
+mod tests {
+    use lapin::ChannelState;
+
+    use super::*;
+    use crate::message::OutboxRow;
+    use crate::message::tests::{row, rules};
+
+    fn message(id: i64) -> Arc<Message> {
+        let row = OutboxRow { id: RowId(id), ..row() };
+        let mut message = Message::from_row(row, &rules()).expect("a good row");
+        message.copies = Copies::None;
+        Arc::new(message)
+    }
+
+    #[test]
+    fn what_lapin_did_not_take_is_no_copy() {
+        let gone = lapin::Error::from(ErrorKind::InvalidChannelState(ChannelState::Error, "basic.publish"));
+        let lost = lapin::Error::from(ErrorKind::MissingHeartbeatError);
+        let group = vec![message(1), message(2), message(3)];
+        let answers = vec![
+            Heard::failed(lost),
+            Heard::failed(gone),
+            Heard {
+                verdict: Verdict::Silence,
+                returned: None,
+            },
+        ];
+        let (settled, unsettled) = judge(group, answers, false, true);
+        assert_eq!(settled, []);
+        let copies: Vec<_> = unsettled.iter().map(|message| message.copies).collect();
+        assert_eq!(copies, [Copies::Unknown, Copies::None, Copies::Unknown]);
+    }
 }
