@@ -21,6 +21,7 @@ mod pace;
 mod pauses;
 pub mod postgres;
 mod purge;
+mod refusals;
 mod secure;
 mod slot;
 mod source;
