@@ -290,6 +290,8 @@ async fn a_privilege_is_taken_back(outbox: &Outbox, at: &str) {
         status == 503 && reasons.contains("denied")
     })
     .await;
+    let reasons = relay.get("/readyz").await.1;
+    assert!(reasons.contains("migrate --print-grants=ROLE` writes"), "{reasons}");
     assert_eq!(outbox.db.unsent().await, 20);
     give("SELECT").await;
     outbox.wait_all_sent(60 * SECOND).await;
