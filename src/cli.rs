@@ -135,7 +135,14 @@ fn run_to_end() -> ExitCode {
         Err(error) => {
             // Help and version are no mistakes.
             let code = if error.use_stderr() { BAD_CONFIGURATION } else { 0 };
-            let _ = error.print();
+            // What is no argument is quoted in full, be it a URL with its password.
+            match code != 0 && std::env::args_os().any(|argument| argument.to_string_lossy().contains("://")) {
+                true => eprintln!(
+                    "outbox-relay: {}, and one of the arguments is a URL: the relay takes URLs from the environment, see --help",
+                    error.kind()
+                ),
+                false => drop(error.print()),
+            }
             return ExitCode::from(code);
         }
     };

@@ -31,7 +31,7 @@ pub use cloudevents::{Attribute, CloudEvents, ContentMode, bad_attribute, bad_at
 pub use findings::{ConfigErrors, Problem};
 pub use mapping::{ColumnName, Field, HEADER_COLUMNS, HeaderTemplate, Mapping, Origin};
 pub use parse::log_directives;
-pub use secret::{Secret, broker_urls_now, check_token, database_url_now, redacted_url};
+pub use secret::{Secret, broker_urls_now, database_url_now, management_url_now, redacted_url, token_now};
 pub use table_name::{TableName, TableNameError};
 pub use template::Piece;
 pub use tls::{Identity, Tls, is_loopback, leaves_without_tls};

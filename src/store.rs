@@ -21,6 +21,7 @@ mod pace;
 mod pauses;
 pub mod postgres;
 mod purge;
+mod refusals;
 mod secure;
 mod slot;
 mod source;
@@ -398,4 +399,19 @@ impl StoreError {
     pub fn is_conflict(&self) -> bool {
         matches!(self, StoreError::Conflict(_))
     }
+
+    /// For a person: what to do as well, where the server's own words for a privilege that is lacking do not say it.
+    pub fn with_advice(&self) -> String {
+        match self {
+            Self::Denied(text) if is_bare_refusal(text) => {
+                format!("{text}: `outbox-relay migrate --print-grants=ROLE` writes what the role needs")
+            }
+            error => error.to_string(),
+        }
+    }
+}
+
+/// PostgreSQL's words, or those of MariaDB and MySQL, and nothing said to them yet.
+fn is_bare_refusal(text: &str) -> bool {
+    (text.contains("permission denied for") || text.contains("command denied to")) && !text.contains("grant")
 }

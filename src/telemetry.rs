@@ -182,6 +182,10 @@ fn filter(directives: &str) -> Targets {
         .with_target("lapin::returned_messages", LevelFilter::OFF)
         // Prints statements.
         .with_target("sqlx::query", LevelFilter::OFF)
+        // Prints what triggers say (`RAISE NOTICE`), mostly of the row at hand.
+        .with_target("sqlx::postgres::notice", LevelFilter::OFF)
+        // Prints lines of ~/.pgpass that it does not understand, passwords included, at WARN.
+        .with_target("sqlx_postgres::options::pgpass", LevelFilter::OFF)
 }
 
 #[cfg(test)]
@@ -208,6 +212,7 @@ mod tests {
             "trace",
             "lapin=trace",
             "trace,lapin::returned_messages=trace,sqlx::query=trace",
+            "trace,sqlx::postgres::notice=trace,sqlx_postgres::options::pgpass=trace",
         ] {
             let filter = filter(directives);
             assert!(
@@ -215,7 +220,13 @@ mod tests {
                 "{directives}"
             );
             assert!(!filter.would_enable("lapin::channels", &Level::TRACE), "{directives}");
-            assert!(!filter.would_enable("sqlx::query", &Level::ERROR), "{directives}");
+            for target in [
+                "sqlx::query",
+                "sqlx::postgres::notice",
+                "sqlx_postgres::options::pgpass",
+            ] {
+                assert!(!filter.would_enable(target, &Level::ERROR), "{directives}: {target}");
+            }
         }
     }
 

@@ -66,7 +66,10 @@ impl Traces {
         let exporter = match Otlp::builder().with_http().with_http_client(client).build() {
             Ok(exporter) => exporter,
             Err(error) => {
-                warn!(reason = %error, "the OTEL_ variables cannot be used: no spans are sent");
+                warn!(
+                    reason = named(&error.to_string()),
+                    "the OTEL_ variables cannot be used: no spans are sent"
+                );
                 return None;
             }
         };
@@ -106,6 +109,14 @@ impl Traces {
         // What could not be sent was reported.
         let _ = tokio::time::timeout(FAREWELL, stopping).await;
     }
+}
+
+/// Which variable an error is about; its text quotes the value, with a password that is in it.
+fn named(error: &str) -> String {
+    let name = error
+        .split(|c: char| !c.is_ascii_uppercase() && c != '_')
+        .find(|word| word.starts_with("OTEL_"));
+    format!("{} is not understood", name.unwrap_or("one of them"))
 }
 
 /// The spans of a batch under way.

@@ -10,7 +10,7 @@ use serde_json::json;
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 
-use crate::config::{Secret, check_token};
+use crate::config::{Secret, token_now};
 
 /// What stands before endpoints that change something, as a layer of their routes:
 /// `.route_layer(middleware::from_fn_with_state(guard, guard::guarded))`.
@@ -39,10 +39,7 @@ impl Guard {
                 )),
             };
         };
-        let token = token
-            .now()
-            .and_then(|token| check_token(token.expose()).map(|()| token))
-            .map_err(|problem| (StatusCode::FORBIDDEN, format!("RELAY_ADMIN_TOKEN_FILE: {problem}")))?;
+        let token = token_now(token).map_err(|problem| (StatusCode::FORBIDDEN, problem))?;
         match bearer(headers).is_some_and(|shown| equal(shown, token.expose())) {
             true => Ok(()),
             false => Err((

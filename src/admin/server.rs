@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use axum::Router;
-use axum::extract::{ConnectInfo, DefaultBodyLimit, Request};
-use axum::http::StatusCode;
+use axum::extract::{ConnectInfo, DefaultBodyLimit, Request, State};
+use axum::http::{HeaderValue, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use hyper::server::conn::http1;
@@ -23,7 +23,8 @@ use tracing::warn;
 use crate::config::Identity;
 use crate::tls;
 
-/// Connections at a time; the next ones wait in the queue of the listener.
+/// Connections at a time; the next ones wait in the queue of the listener. While there is no place, each connection ends with
+/// its next answer: a few clients that ask and ask must not keep a probe out.
 const CONNECTIONS: usize = 128;
 
 /// Bound of the TLS handshake, and of the time until a request's head is there.
@@ -46,11 +47,12 @@ const REST: Duration = Duration::from_millis(100);
 
 /// Serves until the task is dropped, over TLS where there is an identity.
 pub(super) async fn serve(listener: TcpListener, router: Router, identity: Option<Identity>) {
+    let places = Arc::new(Semaphore::new(CONNECTIONS));
     let router = router
         .layer(DefaultBodyLimit::max(BODY_BYTES))
-        .layer(middleware::from_fn(in_time));
+        .layer(middleware::from_fn(in_time))
+        .layer(middleware::from_fn_with_state(places.clone(), making_room));
     let certificate = identity.map(|identity| Arc::new(Certificate::new(identity)));
-    let places = Arc::new(Semaphore::new(CONNECTIONS));
     // Never closed.
     while let Ok(place) = places.clone().acquire_owned().await {
         let (stream, peer) = match listener.accept().await {
@@ -107,6 +109,15 @@ async fn in_time(request: Request, next: Next) -> Response {
         Ok(answer) => answer,
         Err(_) => (StatusCode::SERVICE_UNAVAILABLE, "no answer in time\n").into_response(),
     }
+}
+
+async fn making_room(State(places): State<Arc<Semaphore>>, request: Request, next: Next) -> Response {
+    let mut answer = next.run(request).await;
+    if places.available_permits() == 0 {
+        let headers = answer.headers_mut();
+        headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
+    answer
 }
 
 /// The certificate in its files, as it is now.

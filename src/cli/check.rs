@@ -287,10 +287,5 @@ async fn leases(operator: &dyn Operator, config: &Config) -> Result<String, Stri
     };
     let done: Result<(), StoreError> = work.await;
     done.map(|()| "the relay's own tables are there, and can be written".to_owned())
-        .map_err(|error| match error {
-            StoreError::Denied(text) if !text.contains("grant") => {
-                format!("{text}: `outbox-relay migrate --print-grants=ROLE` writes what the role needs")
-            }
-            error => error.to_string(),
-        })
+        .map_err(|error| error.with_advice())
 }

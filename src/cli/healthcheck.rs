@@ -11,7 +11,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
-use crate::config::{Config, Identity};
+use crate::config::{Config, Identity, token_now};
 use crate::tls;
 
 /// Bound of the whole request.
@@ -41,9 +41,7 @@ pub(super) async fn put(config: &Config, path: &str, body: &str, timeout: Durati
     let token = match &config.admin_token {
         None => String::new(),
         Some(token) => {
-            let token = token
-                .now()
-                .map_err(|problem| anyhow::anyhow!("RELAY_ADMIN_TOKEN_FILE: {problem}"))?;
+            let token = token_now(token).map_err(anyhow::Error::msg)?;
             format!("Authorization: Bearer {}\r\n", token.expose())
         }
     };

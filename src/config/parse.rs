@@ -36,7 +36,9 @@ impl<'a> Reader<'a> {
     pub(super) fn in_force(&self) -> Vec<(&'static str, String)> {
         let shown = |name: &str, text: String, secret: bool| match secret {
             true if text.is_empty() => text,
-            true if name.ends_with("_URL") => text.split(',').map(redacted_url).collect::<Vec<_>>().join(", "),
+            // The only list. In another URL a comma belongs to the password, whose beginning would pass for a port.
+            true if name == "RELAY_AMQP_URL" => text.split(',').map(redacted_url).collect::<Vec<_>>().join(", "),
+            true if name.ends_with("_URL") => redacted_url(&text),
             true => Secret::new(text).to_string(),
             false => text,
         };

@@ -28,6 +28,7 @@ impl Config {
     pub(super) fn read(from: &mut Reader<'_>, traces: Option<Traces>) -> Self {
         let cloudevents = CloudEvents::read(from);
         let (amqp_tls, database_tls) = Tls::read_both(from);
+        let traces = traces.and_then(|traces| traces.allowed(amqp_tls.required, from));
         let outbox = Outbox::read(from, cloudevents.as_ref());
         let message = MessageSettings::read(from);
         message.check_headers(from, &outbox.mapping, cloudevents.as_ref());

@@ -205,6 +205,33 @@ pub fn broker_urls_now(urls: &[Secret], tls: &Tls) -> Result<Vec<Secret>, String
     }
 }
 
+/// The URL of the management plug-in as it stands in its file now, or as it was given.
+///
+/// # Errors
+/// When the file cannot be read, or holds no URL that may be used; the text quotes nothing of it.
+pub fn management_url_now(url: &Secret, tls: &Tls) -> Result<Secret, String> {
+    let now = url.now()?;
+    check_management_url(now.expose().trim(), tls)
+        .map_err(|problem| format!("RELAY_AMQP_MANAGEMENT_URL_FILE {problem}"))?;
+    Ok(now)
+}
+
+/// The bearer token as it stands in its file now, or as it was given.
+///
+/// # Errors
+/// When the file cannot be read, or holds no token that may be used; the text quotes nothing of it.
+pub fn token_now(token: &Secret) -> Result<Secret, String> {
+    let usable = |token: Secret| {
+        // As at the start: spaces around it are no part of it.
+        let text = token.expose().trim();
+        check_token(text).map(|()| Secret::new(text))
+    };
+    token
+        .now()
+        .and_then(usable)
+        .map_err(|problem| format!("RELAY_ADMIN_TOKEN_FILE: {problem}"))
+}
+
 /// The URL of the database as it stands in its file now, or as it was given.
 ///
 /// # Errors
@@ -225,7 +252,7 @@ pub fn database_url_now(url: &Secret) -> Result<Secret, String> {
 ///
 /// # Errors
 /// A sentence about what is wrong, to follow the variable's name.
-pub fn check_token(token: &str) -> Result<(), String> {
+pub(super) fn check_token(token: &str) -> Result<(), String> {
     if !(16..=256).contains(&token.len()) {
         return Err("must have 16 to 256 characters; `openssl rand -hex 32` makes one".to_owned());
     }

@@ -4,7 +4,7 @@
 
 use std::{collections::HashMap, path::PathBuf, time::Duration};
 
-use super::findings::Findings;
+use super::{findings::Findings, parse::Reader, tls::leaves_without_tls};
 
 /// How spans are sent to a collector.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -13,6 +13,8 @@ pub struct Traces {
     pub timeout: Duration,
     /// The authorities that may sign the collector's certificate, in PEM; `None`: the system's.
     pub ca_file: Option<PathBuf>,
+    /// They leave this machine without TLS, and what `OTEL_EXPORTER_OTLP_HEADERS` holds with them.
+    pub exposed: bool,
 }
 
 /// The default of the specification.
@@ -52,6 +54,21 @@ impl Traces {
                 .and_then(|text| text.parse().ok())
                 .map_or(TIMEOUT, Duration::from_millis),
             ca_file: either("CERTIFICATE").map(PathBuf::from),
+            // What is no URL here may be one to the exporter.
+            exposed: either("ENDPOINT").is_some_and(|text| leaves_without_tls(text) || url::Url::parse(text).is_err()),
         })
+    }
+
+    /// As for all that cannot be had: there are no spans.
+    pub(super) fn allowed(self, required: bool, from: &mut Reader<'_>) -> Option<Self> {
+        if self.exposed && required {
+            from.warning(
+                "OTEL_EXPORTER_OTLP_ENDPOINT is `http://`, without TLS, to another machine, which RELAY_REQUIRE_TLS forbids: no \
+                 spans are sent; write `https://`"
+                    .to_owned(),
+            );
+            return None;
+        }
+        Some(self)
     }
 }

@@ -339,8 +339,8 @@ impl Core {
             }
             Err(error) => {
                 if !error.is_conflict() {
-                    self.database.goes_on(&error.to_string());
-                    self.health.database.down(&error.to_string());
+                    self.database.goes_on(&error.with_advice());
+                    self.health.database.down(&error.with_advice());
                 }
                 self.plan.failed(now);
                 if is_head {

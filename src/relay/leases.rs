@@ -79,8 +79,8 @@ impl Keeper {
                 }
                 Err(error) => {
                     if !error.is_conflict() {
-                        outage.goes_on(&error.to_string());
-                        self.health.leases.down(&error.to_string());
+                        outage.goes_on(&error.with_advice());
+                        self.health.leases.down(&error.with_advice());
                     }
                 }
             }

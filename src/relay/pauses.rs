@@ -48,7 +48,7 @@ pub(super) async fn watch(
             }
             Err(error) => {
                 if !error.is_conflict() {
-                    outage.goes_on(&error.to_string());
+                    outage.goes_on(&error.with_advice());
                 }
                 None
             }

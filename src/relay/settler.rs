@@ -148,7 +148,7 @@ impl Settler {
 
     async fn pause(&mut self, error: &StoreError, tries: &mut u32) {
         if !error.is_conflict() {
-            self.outage.goes_on(&error.to_string());
+            self.outage.goes_on(&error.with_advice());
         }
         let bound = Duration::from_millis(20) * 2u32.saturating_pow((*tries).min(8));
         *tries = tries.saturating_add(1);

@@ -19,6 +19,8 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 pub(super) struct Verdict {
     pub(super) error: StoreError,
     pub(super) keep_connection: bool,
+    /// The server does not take who comes, or the relay does not trust the server: a person must act.
+    pub(super) refused: bool,
 }
 
 impl Verdict {
@@ -27,6 +29,7 @@ impl Verdict {
         Self {
             error,
             keep_connection: true,
+            refused: false,
         }
     }
 
@@ -35,6 +38,15 @@ impl Verdict {
         Self {
             error,
             keep_connection: false,
+            refused: false,
+        }
+    }
+
+    /// The next call gets a new connection, once [`super::refusals`] has let pass some time.
+    pub(super) fn refused(text: String) -> Self {
+        Self {
+            refused: true,
+            ..Self::closed(StoreError::Unavailable(text))
         }
     }
 }

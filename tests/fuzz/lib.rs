@@ -114,6 +114,7 @@ static TRACES: LazyLock<(Runtime, Traces)> = LazyLock::new(|| {
     let traces = Traces::start(Some(&config::Traces {
         timeout: Duration::from_millis(100),
         ca_file: None,
+        exposed: false,
     }));
     drop(guard);
     (runtime, traces.expect("no variable is wrong"))

@@ -9,7 +9,7 @@ use async_compat::CompatExt;
 use async_trait::async_trait;
 use futures_util::{FutureExt, Stream, StreamExt};
 use lapin::options::{ConfirmSelectOptions, ExchangeDeclareOptions};
-use lapin::protocol::AMQPErrorKind;
+use lapin::protocol::{AMQPError, AMQPErrorKind};
 use lapin::tcp::{AsyncTcpStream, RustlsConnector};
 use lapin::types::FieldTable;
 use lapin::uri::{AMQPScheme, AMQPUri};
@@ -301,6 +301,13 @@ impl Failure {
                     return text;
                 }
                 match error.kind() {
+                    ErrorKind::ProtocolError(error) if error.get_id() == ACCESS_REFUSED && by_certificate(error) => {
+                        format!(
+                            "{}: the user is the name in the relay's certificate ({}), and must be there with permissions",
+                            error.get_message(),
+                            tls::BROKER.certificate
+                        )
+                    }
                     ErrorKind::ProtocolError(error) if error.get_id() == ACCESS_REFUSED => format!(
                         "{}: look at user and password in RELAY_AMQP_URL (or its file), and at the user's permissions",
                         error.get_message()
@@ -313,11 +320,19 @@ impl Failure {
                     ErrorKind::IOError(_) if *secured => {
                         format!("{error}: {}", tls::after_handshake(certificate, &tls::BROKER))
                     }
+                    ErrorKind::IOError(_) => {
+                        format!("{error}: if this is the broker's port for TLS, write `amqps://` in RELAY_AMQP_URL")
+                    }
                     _ => error.to_string(),
                 }
             }
         }
     }
+}
+
+/// Whether a login was by certificate (SASL EXTERNAL): the broker names the mechanism.
+fn by_certificate(error: &AMQPError) -> bool {
+    error.get_message().as_str().contains("EXTERNAL")
 }
 
 /// The system's authorities are some hundred files.

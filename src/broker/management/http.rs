@@ -20,7 +20,7 @@ use tokio_rustls::TlsConnector;
 use url::Url;
 
 use super::Access;
-use crate::config::Tls;
+use crate::config::{Tls, management_url_now};
 use crate::tls;
 
 /// Bytes of one answer: an exchange with tens of thousands of bindings.
@@ -80,7 +80,7 @@ impl Client {
     }
 
     async fn open(access: &Access<'_>) -> Result<Self, String> {
-        let url = access.url.now()?;
+        let url = management_url_now(access.url, access.tls)?;
         let bad = || "the URL is not understood".to_owned();
         let base = Url::parse(url.expose()).map_err(|_| bad())?;
         let host = base.host_str().ok_or_else(bad)?.trim_matches(['[', ']']).to_owned();

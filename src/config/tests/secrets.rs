@@ -117,6 +117,22 @@ fn a_redacted_url_never_shows_a_password() {
     }
 }
 
+/// `/status` shows it to all. What is before a comma looks like a host and its port, if it has digits only.
+#[test]
+fn a_comma_in_a_password_does_not_show_what_is_before_it() {
+    for (name, url) in [
+        ("RELAY_DATABASE_URL", "postgres://u:4711,x@db/app"),
+        ("RELAY_AMQP_MANAGEMENT_URL", "https://u:4711,x@mq:15671"),
+    ] {
+        let config = config_with(&[(name, url)]);
+        let (_, shown) = config.in_force.iter().find(|(variable, _)| *variable == name).unwrap();
+        assert!(shown.contains("://") && !shown.contains("4711"), "{shown}");
+    }
+    let brokers = config_with(&[("RELAY_AMQP_URL", "amqp://u:4711@a,amqps://u:4711@b/v")]);
+    let shown = ("RELAY_AMQP_URL", "amqp://a, amqps://b/v".to_owned());
+    assert!(brokers.in_force.contains(&shown), "{:?}", brokers.in_force);
+}
+
 #[test]
 fn a_redacted_url_keeps_what_tells_where_it_leads() {
     for (url, shown) in [
@@ -170,6 +186,39 @@ fn the_url_of_the_management_plug_in_is_checked_while_loading() {
         ("RELAY_DATABASE_URL", "sqlite:a.db"),
     ];
     assert!(load_these(&required).is_ok());
+}
+
+/// Both are read again while the relay runs: what was no good at the start is none later.
+#[test]
+fn management_url_and_token_are_checked_whenever_they_are_read() {
+    let (url, token) = (NamedTempFile::new().unwrap(), NamedTempFile::new().unwrap());
+    let write = |file: &NamedTempFile, text: &str| std::fs::write(file, text).unwrap();
+    write(&url, "https://u:p@mq:15671\n");
+    write(&token, "0123456789abcdef \n");
+    let config = load_these(&[
+        ("RELAY_AMQP_MANAGEMENT_URL_FILE", url.path().to_str().unwrap()),
+        ("RELAY_ADMIN_TOKEN_FILE", token.path().to_str().unwrap()),
+        ("RELAY_REQUIRE_TLS", "true"),
+        ("RELAY_AMQP_URL", "amqps://mq"),
+        ("RELAY_DATABASE_URL", "sqlite:a.db"),
+    ]);
+    let config = config.unwrap().config;
+    let (held, tls) = (config.amqp_management_url.unwrap(), config.amqp_tls);
+    assert!(management_url_now(&held, &tls).is_ok());
+    write(&url, "http://u:s3cr3t@mq:15672\n");
+    let problem = management_url_now(&held, &tls).unwrap_err();
+    assert!(
+        problem.contains("RELAY_REQUIRE_TLS forbids") && !problem.contains("s3cr3t"),
+        "{problem}"
+    );
+    let held = config.admin_token.unwrap();
+    assert_eq!(token_now(&held).unwrap().expose(), "0123456789abcdef");
+    write(&token, "s3cr3t");
+    let problem = token_now(&held).unwrap_err();
+    assert!(
+        problem.starts_with("RELAY_ADMIN_TOKEN_FILE: must have 16") && !problem.contains("s3cr3t"),
+        "{problem}"
+    );
 }
 
 #[test]

@@ -92,7 +92,7 @@ pub const VARIABLES: &[Variable] = &[
     optional(
         "RELAY_REQUIRE_TLS",
         "false",
-        "`true`: no connection without TLS to broker or database, but on the loopback and through unix sockets",
+        "`true`: no connection without TLS to broker, database or collector of spans, but on the loopback and through unix sockets",
     ),
     optional(
         "RELAY_OUTBOX_TABLE",

@@ -8,7 +8,8 @@ use sqlx::{AssertSqlSafe, ConnectOptions, Connection};
 use super::error::classify;
 use crate::config::{Secret, Tls, database_url_now};
 use crate::store::StoreError;
-use crate::store::secure::{Given, cut_off, is_exposed, must_verify, pems};
+use crate::store::refusals::Refusals;
+use crate::store::secure::{Given, cut_off, is_exposed, must_verify, needs_authorities, pems};
 use crate::store::url::readable;
 
 /// What may stand in a URL's query: the driver knows more, but character set, time zone and mode are the relay's.
@@ -35,6 +36,7 @@ pub(super) struct Connector {
     url: Secret,
     tls: Tls,
     exposed: bool,
+    refusals: Refusals,
     database: String,
     /// The server's bounds of a statement and of its waits for locks.
     bounds: String,
@@ -43,7 +45,7 @@ pub(super) struct Connector {
 impl Connector {
     /// Reads the URL; `timeout` is the bound of a call.
     pub(super) fn new(url: &Secret, tls: &Tls, timeout: Duration) -> Result<Self, StoreError> {
-        let (options, _, exposed) = parse(url, tls)?;
+        let Parsed { options, exposed, .. } = parse(url, tls)?;
         let Some(database) = options.get_database().map(str::to_owned) else {
             return Err(StoreError::Failed(
                 "the database URL names no database: mysql://user@host/database".to_owned(),
@@ -53,6 +55,7 @@ impl Connector {
             url: url.clone(),
             tls: tls.clone(),
             exposed,
+            refusals: Refusals::default(),
             database,
             bounds: bounds(timeout),
         })
@@ -61,8 +64,12 @@ impl Connector {
     /// As URL and certificates are now.
     fn options(&self) -> Result<MySqlConnectOptions, StoreError> {
         let url = database_url_now(&self.url).map_err(StoreError::Unavailable)?;
-        let (mut options, verified, _) = parse(&url, &self.tls)?;
-        let pems = pems(&self.tls, verified)?;
+        let Parsed {
+            mut options,
+            authorities,
+            ..
+        } = parse(&url, &self.tls)?;
+        let pems = pems(&self.tls, authorities)?;
         if let Some(authorities) = pems.authorities {
             options = options.ssl_ca_from_pem(authorities);
         }
@@ -103,19 +110,35 @@ impl Connector {
              SET autocommit = 1, time_zone = '+00:00', sql_mode = '{SQL_MODE}'{bounds}"
         );
         let options = self.options()?;
+        self.refusals.wait_over()?;
         let connected = async {
             let mut connection = MySqlConnection::connect_with(&options).await?;
             sqlx::raw_sql(AssertSqlSafe(session)).execute(&mut connection).await?;
             Ok(connection)
         };
-        connected
-            .await
-            .map_err(|error: sqlx::Error| cut_off(&error, &self.tls).unwrap_or_else(|| classify(&error).error))
+        match connected.await {
+            Ok(connection) => {
+                self.refusals.forget();
+                Ok(connection)
+            }
+            Err(error) => {
+                let verdict = cut_off(&error, &self.tls).unwrap_or_else(|| classify(&error));
+                Err(self.refusals.note(verdict))
+            }
+        }
     }
 }
 
-/// The driver's options, whether the relay makes them verify the server, and whether they may leave the machine without TLS.
-fn parse(url: &Secret, tls: &Tls) -> Result<(MySqlConnectOptions, bool, bool), StoreError> {
+struct Parsed {
+    options: MySqlConnectOptions,
+    /// They need authorities yet.
+    authorities: bool,
+    /// What is sent may leave the machine without TLS.
+    exposed: bool,
+}
+
+/// The driver's options, as far as the URL and `tls` give them.
+fn parse(url: &Secret, tls: &Tls) -> Result<Parsed, StoreError> {
     let url = readable(url, |key| PARAMETERS.contains(&key))?;
     let options = MySqlConnectOptions::from_url(&url)
         // Its text quotes the value.
@@ -127,19 +150,26 @@ fn parse(url: &Secret, tls: &Tls) -> Result<(MySqlConnectOptions, bool, bool), S
         .set_names(false)
         .disable_statement_logging();
     let mode = options.get_ssl_mode();
+    let written = |names: &[&str]| url.query_pairs().any(|(key, _)| names.contains(&&*key));
     let given = Given {
+        authorities: written(&["sslca", "ssl-ca"]),
         weak: matches!(mode, MySqlSslMode::Disabled | MySqlSslMode::Preferred),
         blind: matches!(mode, MySqlSslMode::Required),
-        written: url.query_pairs().any(|(key, _)| key == "sslmode" || key == "ssl-mode"),
+        written: written(&["sslmode", "ssl-mode"]),
         host: options.get_socket().is_none().then(|| options.get_host()),
     };
     let verified = must_verify(tls, &given)?;
     let exposed = is_exposed(verified, &given);
+    let authorities = needs_authorities(tls, verified, &given);
     let options = match verified {
         true => options.ssl_mode(MySqlSslMode::VerifyIdentity),
         false => options,
     };
-    Ok((options, verified, exposed))
+    Ok(Parsed {
+        options,
+        authorities,
+        exposed,
+    })
 }
 
 /// The server gives up first: then the connection lives on, and no forgotten statement waits on the server for its lock.

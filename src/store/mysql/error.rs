@@ -6,6 +6,7 @@
 use sqlx::mysql::MySqlDatabaseError;
 
 use crate::store::StoreError;
+use crate::store::secure::{lost, untrusted};
 use crate::store::slot::Verdict;
 use crate::tls;
 
@@ -19,20 +20,18 @@ pub(super) fn classify(error: &sqlx::Error) -> Verdict {
             Some(error) => return database(error),
             None => StoreError::Failed("an unknown database error".to_owned()),
         },
-        sqlx::Error::Io(error) => {
-            StoreError::Unavailable(tls::explain(error, &tls::DATABASE).unwrap_or_else(|| error.to_string()))
-        }
-        sqlx::Error::Tls(error) => StoreError::Unavailable(
-            tls::explain(&**error, &tls::DATABASE).unwrap_or_else(|| format!("TLS: {error}")),
-        ),
+        sqlx::Error::Io(error) => return lost(error),
+        sqlx::Error::Tls(error) => return untrusted(&**error),
         sqlx::Error::Protocol(text) => StoreError::Unavailable(format!("protocol: {text}")),
         // What the driver says where `caching_sha2_password` would need RSA, which it is built without: its
         // implementation can be made to tell the key (RUSTSEC-2023-0071).
-        sqlx::Error::Configuration(error) if error.to_string().contains("RSA") => StoreError::Unavailable(
-            "login refused: passwords of caching_sha2_password are sent over TLS only: let the server offer TLS, and write \
-             ?ssl-mode=REQUIRED in the database URL"
-                .to_owned(),
-        ),
+        sqlx::Error::Configuration(error) if error.to_string().contains("RSA") => {
+            return Verdict::refused(
+                "login refused: passwords of caching_sha2_password are sent over TLS only: let the server offer TLS, and write \
+                 ?ssl-mode=REQUIRED in the database URL"
+                    .to_owned(),
+            );
+        }
         sqlx::Error::Configuration(error) => StoreError::Failed(format!("the database URL: {error}")),
         // Everything else is about values; its text could hold one.
         _ => StoreError::Failed("the driver could not read the answer".to_owned()),
@@ -64,11 +63,11 @@ fn database(error: &MySqlDatabaseError) -> Verdict {
         1205 | 1969 | 3024 | 1317 => Verdict::kept(StoreError::Unavailable(text)),
         // Name, password or host; no such plugin; the password has expired.
         // Or the server takes no connection without TLS (3159).
-        1045 | 1130 | 1698 | 1251 | 1524 | 1820 | 1862 | 3159 => Verdict::closed(StoreError::Unavailable(format!(
+        1045 | 1130 | 1698 | 1251 | 1524 | 1820 | 1862 | 3159 => Verdict::refused(format!(
             "login refused: {text}: look at user and password in RELAY_DATABASE_URL (or its file), and whether the user must \
              come over TLS or with a certificate ({})",
             tls::DATABASE.certificate
-        ))),
+        )),
         // No such database; too many connections; shutting down; connection killed, or idle for too long; a proxy handed
         // the statement to a connection that does not have it; disk, memory or table full.
         1049 | 1040 | 1203 | 1226 | 1053 | 1927 | 4031 | 1243 | 1021 | 1037 | 1038 | 1041 | 1114 => {

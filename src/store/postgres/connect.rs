@@ -10,7 +10,8 @@ use tracing::info;
 use super::error::{STARTUP_REFUSED, classify};
 use crate::config::{Secret, Tls, database_url_now};
 use crate::store::StoreError;
-use crate::store::secure::{Given, cut_off, is_exposed, must_verify, pems};
+use crate::store::refusals::Refusals;
+use crate::store::secure::{Given, cut_off, is_exposed, must_verify, needs_authorities, pems};
 use crate::store::url::readable;
 
 const APPLICATION_NAME: &str = "outbox-relay";
@@ -47,6 +48,7 @@ pub(super) struct Connector {
     url: Secret,
     tls: Tls,
     exposed: bool,
+    refusals: Refusals,
     statement_timeout: Duration,
     /// A pooler is between, or may be: see [`Connector::begin`].
     pooled: AtomicBool,
@@ -55,7 +57,7 @@ pub(super) struct Connector {
 impl Connector {
     /// Reads the URL; `timeout` is the bound of a call.
     pub(super) fn new(url: &Secret, tls: &Tls, timeout: Duration) -> Result<Self, StoreError> {
-        let (_, _, exposed) = parse(url, tls)?;
+        let exposed = parse(url, tls)?.exposed;
         // Whoever turns the statement cache off in the URL has a pooler.
         let pooled = readable(url, is_known)?
             .query_pairs()
@@ -64,6 +66,7 @@ impl Connector {
             url: url.clone(),
             tls: tls.clone(),
             exposed,
+            refusals: Refusals::default(),
             // The server gives up first: then the connection lives on, and no forgotten query waits for its lock on
             // the server until the connections run out.
             statement_timeout: timeout.mul_f64(0.9).max(Duration::from_millis(1)),
@@ -91,6 +94,7 @@ impl Connector {
         }
         let bound = self.statement_timeout.as_millis().to_string();
         let options = self.options()?.options([("statement_timeout", &bound)]);
+        self.refusals.wait_over()?;
         let opened = async {
             let mut connection = options.connect().await?;
             let asked = "SELECT setting FROM pg_settings WHERE name = 'statement_timeout'";
@@ -103,14 +107,29 @@ impl Connector {
         match opened.await {
             Err(sqlx::Error::Database(error)) if error.code().as_deref() == Some(STARTUP_REFUSED) => {
                 self.note_pooler();
-                self.connect_unbounded().await
+                self.judged(PgConnection::connect_with(&self.options()?).await)
             }
-            other => other.map_err(|error| self.failed(&error)),
+            other => self.judged(other),
         }
     }
 
-    fn failed(&self, error: &sqlx::Error) -> StoreError {
-        cut_off(error, &self.tls).unwrap_or_else(|| classify(error).error)
+    /// To be called before an attempt to connect.
+    pub(super) fn wait_over(&self) -> Result<(), StoreError> {
+        self.refusals.wait_over()
+    }
+
+    /// What is to be made of an attempt to connect.
+    pub(super) fn judged<C>(&self, attempt: Result<C, sqlx::Error>) -> Result<C, StoreError> {
+        match attempt {
+            Ok(connection) => {
+                self.refusals.forget();
+                Ok(connection)
+            }
+            Err(error) => {
+                let verdict = cut_off(&error, &self.tls).unwrap_or_else(|| classify(&error));
+                Err(self.refusals.note(verdict))
+            }
+        }
     }
 
     fn note_pooler(&self) {
@@ -163,8 +182,12 @@ impl Connector {
     /// As URL and certificates are now.
     pub(super) fn options(&self) -> Result<PgConnectOptions, StoreError> {
         let url = database_url_now(&self.url).map_err(StoreError::Unavailable)?;
-        let (mut options, verified, _) = parse(&url, &self.tls)?;
-        let pems = pems(&self.tls, verified)?;
+        let Parsed {
+            mut options,
+            authorities,
+            ..
+        } = parse(&url, &self.tls)?;
+        let pems = pems(&self.tls, authorities)?;
         if let Some(authorities) = pems.authorities {
             options = options.ssl_root_cert_from_pem(authorities);
         }
@@ -178,9 +201,9 @@ impl Connector {
 
     /// A connection for migrations, which take the time they take.
     pub(super) async fn connect_unbounded(&self) -> Result<PgConnection, StoreError> {
-        PgConnection::connect_with(&self.options()?)
-            .await
-            .map_err(|error| self.failed(&error))
+        let options = self.options()?;
+        self.refusals.wait_over()?;
+        self.judged(PgConnection::connect_with(&options).await)
     }
 }
 
@@ -188,8 +211,16 @@ fn is_known(key: &str) -> bool {
     PARAMETERS.contains(&key) || key.starts_with("options[")
 }
 
-/// The driver's options, whether the relay makes them verify the server, and whether they may leave the machine without TLS.
-fn parse(url: &Secret, tls: &Tls) -> Result<(PgConnectOptions, bool, bool), StoreError> {
+struct Parsed {
+    options: PgConnectOptions,
+    /// They need authorities yet.
+    authorities: bool,
+    /// What is sent may leave the machine without TLS.
+    exposed: bool,
+}
+
+/// The driver's options, as far as the URL and `tls` give them.
+fn parse(url: &Secret, tls: &Tls) -> Result<Parsed, StoreError> {
     let url = readable(url, is_known)?;
     let written = |names: &[&str]| url.query_pairs().any(|(key, _)| names.contains(&&*key));
     let mut options = PgConnectOptions::from_url(&url)
@@ -204,6 +235,7 @@ fn parse(url: &Secret, tls: &Tls) -> Result<(PgConnectOptions, bool, bool), Stor
     let mode = options.get_ssl_mode();
     let socket = options.get_socket().is_some() || options.get_host().starts_with('/');
     let given = Given {
+        authorities: written(&["sslrootcert", "ssl-root-cert", "ssl-ca"]),
         weak: matches!(mode, PgSslMode::Disable | PgSslMode::Allow | PgSslMode::Prefer),
         blind: matches!(mode, PgSslMode::Require),
         written: written(&["sslmode", "ssl-mode"]),
@@ -211,8 +243,13 @@ fn parse(url: &Secret, tls: &Tls) -> Result<(PgConnectOptions, bool, bool), Stor
     };
     let verified = must_verify(tls, &given)?;
     let exposed = is_exposed(verified, &given);
+    let authorities = needs_authorities(tls, verified, &given);
     if verified {
         options = options.ssl_mode(PgSslMode::VerifyFull);
     }
-    Ok((options, verified, exposed))
+    Ok(Parsed {
+        options,
+        authorities,
+        exposed,
+    })
 }

@@ -3,6 +3,7 @@
 use sqlx::postgres::PgDatabaseError;
 
 use crate::store::StoreError;
+use crate::store::secure::{lost, untrusted};
 use crate::store::slot::Verdict;
 use crate::tls;
 
@@ -19,12 +20,8 @@ pub(super) fn classify(error: &sqlx::Error) -> Verdict {
             Some(error) => database(error),
             None => Verdict::closed(StoreError::Failed("an unknown database error".to_owned())),
         },
-        sqlx::Error::Io(error) => Verdict::closed(StoreError::Unavailable(
-            tls::explain(error, &tls::DATABASE).unwrap_or_else(|| error.to_string()),
-        )),
-        sqlx::Error::Tls(error) => Verdict::closed(StoreError::Unavailable(
-            tls::explain(&**error, &tls::DATABASE).unwrap_or_else(|| format!("TLS: {error}")),
-        )),
+        sqlx::Error::Io(error) => lost(error),
+        sqlx::Error::Tls(error) => untrusted(&**error),
         sqlx::Error::Protocol(text) => Verdict::closed(StoreError::Unavailable(format!("protocol: {text}"))),
         sqlx::Error::Configuration(error) => Verdict::closed(StoreError::Failed(format!("the database URL: {error}"))),
         // Everything else is about values; its text could hold one.
@@ -52,11 +49,11 @@ fn database(error: &PgDatabaseError) -> Verdict {
             "{text}: add ?statement-cache-capacity=0 to the database URL, as a pooler is between that did not show"
         ))),
         (_, "3D000") => Verdict::closed(StoreError::Unavailable(text)),
-        ("28", _) => Verdict::closed(StoreError::Unavailable(format!(
+        ("28", _) => Verdict::refused(format!(
             "login refused: {text}: look at user and password in RELAY_DATABASE_URL (or its file), and at pg_hba.conf of the \
              server; for a client certificate set {}",
             tls::DATABASE.certificate
-        ))),
+        )),
         ("08" | "53" | "57" | "58", _) => Verdict::closed(StoreError::Unavailable(text)),
         _ => Verdict::kept(StoreError::Failed(text)),
     }

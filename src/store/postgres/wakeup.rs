@@ -58,11 +58,11 @@ pub(super) fn query() -> String {
 /// [`StoreError::Failed`] when a notification does not come back: something between does not pass it on.
 pub(super) async fn listen(connector: &Connector, oid: i64, bound: Duration) -> Result<Ear, StoreError> {
     within(bound + TEST_TIMEOUT, async {
+        let options = connector.options()?;
+        connector.wait_over()?;
         // One connection, and no other when it is lost: the lock would be lost with it.
-        let pool = PgPoolOptions::new()
-            .max_connections(1)
-            .connect_lazy_with(connector.options()?);
-        let mut listener = PgListener::connect_with(&pool).await.map_err(explain)?;
+        let pool = PgPoolOptions::new().max_connections(1).connect_lazy_with(options);
+        let mut listener = connector.judged(PgListener::connect_with(&pool).await)?;
         listener.eager_reconnect(false);
         let mut ear = Ear {
             listener,

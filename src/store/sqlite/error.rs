@@ -21,7 +21,11 @@ pub(super) fn classify(error: &sqlx::Error) -> Verdict {
             false,
         ),
     };
-    Verdict { error, keep_connection }
+    Verdict {
+        error,
+        keep_connection,
+        refused: false,
+    }
 }
 
 /// Whether another connection holds the file or a table of it.

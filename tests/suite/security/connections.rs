@@ -186,6 +186,45 @@ async fn a_database_server_that_cannot_be_trusted_is_refused_and_taken_once_mend
     }
 }
 
+/// `SSL_CERT_FILE` stands for the system's authorities.
+#[tokio::test]
+async fn a_mode_in_the_url_goes_by_the_systems_authorities_or_by_those_of_the_url() {
+    let folder = folder_of("mysql");
+    let ours = Authority::new("ours");
+    let (certificate, key) = ours.server(&["127.0.0.1"]).write(folder.path(), "server");
+    let (ca, others) = (folder.path().join("ca.pem"), folder.path().join("others.pem"));
+    replace(&ca, &ours.pem());
+    replace(&others, &Authority::new("others").pem());
+    let [ca, others] = [&ca, &others].map(|file| file.to_str().unwrap());
+    let settings = [
+        format!("ssl-cert={}", certificate.display()),
+        format!("ssl-key={}", key.display()),
+    ];
+    let settings: Vec<&str> = settings.iter().map(String::as_str).collect();
+    let mariadb = MariaDb::start_with(&settings).await;
+    let outbox = Outbox::between_mariadb(&mariadb, Rabbit::shared().await).await;
+    let check = async |query: &str, system: &str, required: &str| {
+        let url = format!("{}?{query}", outbox.database_url);
+        let variables = [
+            ("RELAY_DATABASE_URL", url.as_str()),
+            ("SSL_CERT_FILE", system),
+            ("RELAY_REQUIRE_TLS", required),
+        ];
+        outbox.command(&["check"], &variables).await
+    };
+    let of_url = format!("ssl-ca={ca}");
+    for (query, system, required) in [
+        ("ssl-mode=VERIFY_IDENTITY", ca, "false"),
+        (&*format!("ssl-mode=VERIFY_IDENTITY&{of_url}"), others, "false"),
+        (&*format!("ssl-mode=VERIFY_CA&{of_url}"), others, "true"),
+    ] {
+        let (code, out, err) = check(query, system, required).await;
+        assert_eq!(code, Some(0), "{query}: {out}{err}");
+    }
+    let (code, out, _) = check("ssl-mode=VERIFY_IDENTITY", others, "false").await;
+    assert!(code == Some(1) && out.contains("set RELAY_DATABASE_CA_FILE"), "{out}");
+}
+
 #[tokio::test]
 async fn without_tls_nothing_leaves_the_machine_where_it_is_required() {
     let outbox = Outbox::on_postgres().await;
@@ -301,6 +340,7 @@ async fn a_certificate_can_take_the_place_of_the_brokers_password() {
     ];
     let (code, out, err) = outbox.command(&["check"], &variables).await;
     assert!(code == Some(1) && out.contains("ACCESS_REFUSED"), "{out}{err}");
+    assert!(out.contains("the user is the name in the relay's certificate"), "{out}");
     let named = [
         variables[0],
         variables[1],

@@ -69,6 +69,41 @@ async fn many_silent_connections_do_not_keep_others_out_for_long() {
     assert!(answer.expect("an answer").starts_with("HTTP/1.1 200"));
 }
 
+#[tokio::test]
+async fn connections_that_ask_and_ask_do_not_keep_others_out() {
+    let relay = relay().spawn();
+    let address = relay.admin().await;
+    let mut tasks = tokio::task::JoinSet::new();
+    let (begun, mut all_begun) = tokio::sync::mpsc::channel(200);
+    for _ in 0..128 {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        let begun = begun.clone();
+        tasks.spawn(async move {
+            let mut answer = [0; 1024];
+            // Until the server ends it, which is what is asked for here.
+            while stream
+                .write_all(b"GET /livez HTTP/1.1\r\nHost: r\r\n\r\n")
+                .await
+                .is_ok()
+            {
+                match stream.read(&mut answer).await {
+                    Ok(1..) => _ = begun.try_send(()),
+                    _ => break,
+                }
+            }
+        });
+    }
+    for _ in 0..128 {
+        all_begun.recv().await.expect("answers");
+    }
+    let answer = tokio::time::timeout(
+        30 * SECOND,
+        send(address, b"GET /livez HTTP/1.1\r\nHost: r\r\nConnection: close\r\n\r\n"),
+    )
+    .await;
+    assert!(answer.expect("an answer").starts_with("HTTP/1.1 200"));
+}
+
 /// A TLS client that trusts this authority.
 async fn get_over_tls(address: SocketAddr, authority: &Authority, name: &str) -> std::io::Result<String> {
     let mut roots = RootCertStore::empty();

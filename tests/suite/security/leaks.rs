@@ -206,10 +206,38 @@ async fn bad_variables_are_not_quoted() {
         &["run", "--help"],
         &["--version"],
         &["run", "--unknown"],
+        &["run", &format!("postgres://u:{MARK}@h/db")],
+        &["run", &format!("--unknown=amqp://u:{MARK}@h")],
+        &["check", "--", &format!("amqp://u:{MARK}@h")],
         &["man"],
         &["status", "--json"],
     ] {
         silent(args, &urls).await;
+    }
+}
+
+/// Where others than the relay read what may be a secret: the driver its file of passwords, OpenTelemetry its variables.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_libraries_read_by_themselves_is_not_quoted() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("pgpass");
+    // The first line is a good one for another server, the second has not all its fields.
+    replace(&file, &format!("db:5432:app:u:{MARK}\n127.0.0.1:1:{MARK}\n"));
+    let variables = [
+        ("PGPASSFILE", file.to_str().unwrap()),
+        ("RELAY_DATABASE_URL", "postgres://u@127.0.0.1:1/db"),
+    ];
+    silent(&["check"], &variables).await;
+    for endpoint in ["u:MARK@h", "http://u:MARK@[::1"] {
+        let endpoint = endpoint.replace("MARK", MARK);
+        let headers = format!("authorization=Bearer {MARK},{MARK}%zz,x={MARK}\n");
+        let variables = [
+            ("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint.as_str()),
+            ("OTEL_EXPORTER_OTLP_HEADERS", headers.as_str()),
+            ("RELAY_DATABASE_URL", "postgres://nobody@127.0.0.1:1/none"),
+            ("RELAY_AMQP_URL", "amqp://127.0.0.1:1"),
+        ];
+        runs_silently(&variables, "OTEL_EXPORTER_OTLP_ENDPOINT is not understood").await;
     }
 }
 
@@ -292,6 +320,13 @@ async fn logins_bodies_and_dead_letters_are_not_in_the_log() {
                     "INSERT INTO outbox (routing_key, headers, payload) VALUES ('{key}', '{headers}', '{{\"card\": \"{MARK}\"}}')"
                 ))
                 .await;
+        }
+        if at.is_empty() {
+            // As debuggers of a database leave them behind: heard by whoever changes a row.
+            let loud = "CREATE FUNCTION loud() RETURNS trigger LANGUAGE plpgsql
+                            AS $$ BEGIN RAISE WARNING 'row %', NEW.payload; RETURN NEW; END $$;
+                        CREATE TRIGGER loud BEFORE UPDATE ON outbox FOR EACH ROW EXECUTE FUNCTION loud()";
+            outbox.db.run(loud).await;
         }
         let consumer = Consumer::start(&outbox.amqp_url, "q");
         let variables = [

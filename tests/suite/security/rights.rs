@@ -1,6 +1,12 @@
 //! Rights and passwords that are taken away or changed while a relay runs: it says so, keeps what it has, asks again now and
 //! then, and goes on by itself once it may.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpListener;
+
 use crate::outbox::{Arrived, Outbox, SECOND, judge};
 use crate::support::{Consumer, MariaDb, Postgres, Rabbit, Relay, replace, until};
 
@@ -86,6 +92,47 @@ async fn a_permission_that_the_broker_takes_back_loses_nothing_and_raises_no_sto
             .await,
         0
     );
+}
+
+/// Stands for a PostgreSQL that refuses whoever comes; returns its port.
+async fn refusing(logins: Arc<AtomicU32>) -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            logins.fetch_add(1, Ordering::Relaxed);
+            tokio::spawn(async move {
+                let length = stream.read_u32().await.unwrap_or(4) as usize;
+                let mut startup = vec![0; length - 4];
+                stream.read_exact(&mut startup).await.unwrap();
+                let fields = b"SFATAL\0VFATAL\0C28P01\0Mpassword authentication failed\0\0";
+                stream.write_u8(b'E').await.unwrap();
+                stream.write_u32(fields.len() as u32 + 4).await.unwrap();
+                stream.write_all(fields).await.unwrap();
+            });
+        }
+    });
+    port
+}
+
+/// Servers lock accounts that fail too often. The relay's tasks each ask for a connection, and go on asking.
+#[tokio::test]
+async fn refused_logins_are_few_however_many_tasks_ask() {
+    let logins = Arc::new(AtomicU32::new(0));
+    let port = refusing(logins.clone()).await;
+    let relay = Relay::command()
+        .env("RELAY_AMQP_URL", "amqp://127.0.0.1:1")
+        .env(
+            "RELAY_DATABASE_URL",
+            format!("postgres://u:p@127.0.0.1:{port}/app?sslmode=disable"),
+        )
+        .spawn();
+    let asked = "outbox_relay_store_errors_total{operation=\"lease\"}";
+    relay.wait_metric(asked, |count| count >= 20.0, 60 * SECOND).await;
+    let logins = logins.load(Ordering::Relaxed);
+    assert!((4..16).contains(&logins), "{logins} logins");
+    let ready = relay.get("/readyz").await.1;
+    assert!(ready.contains("look at user and password"), "{ready}");
 }
 
 #[tokio::test]
@@ -243,6 +290,8 @@ async fn a_privilege_is_taken_back(outbox: &Outbox, at: &str) {
         status == 503 && reasons.contains("denied")
     })
     .await;
+    let reasons = relay.get("/readyz").await.1;
+    assert!(reasons.contains("migrate --print-grants=ROLE` writes"), "{reasons}");
     assert_eq!(outbox.db.unsent().await, 20);
     give("SELECT").await;
     outbox.wait_all_sent(60 * SECOND).await;
