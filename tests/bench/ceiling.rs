@@ -34,6 +34,7 @@ pub(crate) struct Ceiling {
     pub(crate) rate: f64,
     /// Of this process, user and system.
     pub(crate) cpu_a_message: Duration,
+    pub(crate) broker_cpu_a_message: Duration,
 }
 
 impl Ceiling {
@@ -41,6 +42,7 @@ impl Ceiling {
         Self {
             rate: f64::midpoint(self.rate, other.rate),
             cpu_a_message: (self.cpu_a_message + other.cpu_a_message) / 2,
+            broker_cpu_a_message: (self.broker_cpu_a_message + other.broker_cpu_a_message) / 2,
         }
     }
 }
@@ -63,6 +65,7 @@ pub(crate) async fn measure(stage: &Stage, count: usize, window: Window) -> Ceil
     let connected = broker.connect().await.expect("the broker is up");
     let next = Arc::new(AtomicUsize::new(0));
     let cpu = procfs::cpu(std::process::id());
+    let broker_cpu = procfs::cpu_of_tree(stage.rabbit.pid());
     let lanes: Vec<_> = connected
         .lanes
         .into_iter()
@@ -73,12 +76,14 @@ pub(crate) async fn measure(stage: &Stage, count: usize, window: Window) -> Ceil
         confirmed.extend(lane.await.expect("it publishes"));
     }
     let cpu = procfs::cpu(std::process::id()) - cpu;
+    let broker_cpu = procfs::cpu_of_tree(stage.rabbit.pid()).saturating_sub(broker_cpu);
     connected.session.close().await;
     confirmed.sort_unstable();
     let (first, last) = (confirmed[0], confirmed[confirmed.len() - 1]);
     Ceiling {
         rate: (count - batch) as f64 / (last - first).as_secs_f64(),
         cpu_a_message: cpu / count as u32,
+        broker_cpu_a_message: broker_cpu / count as u32,
     }
 }
 

@@ -4,7 +4,7 @@ use std::time::{Duration, SystemTime};
 
 use crate::ceiling::{self, Ceiling, Window};
 use crate::procfs;
-use crate::stage::{Source, Stage};
+use crate::stage::{ServersCpu, Source, Stage};
 use crate::support::{Kind, Relay, until};
 
 /// A drain may take this long.
@@ -38,6 +38,7 @@ pub(crate) struct Drained {
     pub(crate) rate: f64,
     /// User and system, until everything was marked.
     pub(crate) cpu_a_message: Duration,
+    pub(crate) servers_a_message: ServersCpu,
     pub(crate) peak_mib: f64,
 }
 
@@ -140,7 +141,7 @@ pub(crate) async fn drain(stage: &mut Stage, source: Source, settings: &[(&str, 
     let first = relay
         .wait_metric(PUBLISHED, |count| count > 0.0, Duration::from_secs(60))
         .await;
-    let (began, cpu) = (unix_now(), procfs::cpu(pid));
+    let (began, cpu, servers) = (unix_now(), procfs::cpu(pid), stage.cpu(source));
     until("everything is confirmed", TIMEOUT, async || {
         tokio::time::sleep(LOOK).await;
         number(&relay, PUBLISHED).await >= rows as f64
@@ -152,9 +153,15 @@ pub(crate) async fn drain(stage: &mut Stage, source: Source, settings: &[(&str, 
     })
     .await;
     let count = (rows as f64 - first).max(1.0);
+    let servers_after = stage.cpu(source);
+    let a_message = |after: Duration, before| after.saturating_sub(before).div_f64(count);
     let drained = Drained {
         rate: count / (ended - began),
-        cpu_a_message: (procfs::cpu(pid) - cpu).div_f64(count),
+        cpu_a_message: a_message(procfs::cpu(pid), cpu),
+        servers_a_message: ServersCpu {
+            database: a_message(servers_after.database, servers.database),
+            broker: a_message(servers_after.broker, servers.broker),
+        },
         peak_mib: procfs::memory_mib(pid, "VmHWM"),
     };
     relay.sigterm();

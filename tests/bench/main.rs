@@ -16,6 +16,7 @@ mod idle;
 mod inserts;
 mod latency;
 mod memory;
+mod others;
 mod procfs;
 mod report;
 mod stage;
@@ -49,6 +50,9 @@ struct Arguments {
     /// How often the relay is measured, each time between two ceilings
     #[arg(long)]
     pairs: Option<usize>,
+    /// Only the comparison with other relays: run tests/bench/others/install.sh first
+    #[arg(long)]
+    others: bool,
     /// What cargo calls every benchmark with
     #[arg(long, hide = true)]
     bench: bool,
@@ -65,6 +69,13 @@ async fn main() {
     let mut stage = Stage::start().await;
     println!("{}", procfs::machine());
     println!("{}\n", stage.versions().await);
+
+    if arguments.others {
+        println!("Drain PostgreSQL into a quorum queue, {rows} rows of 256 bytes, {pairs} rounds;");
+        println!("rates from the first message in the queue to the last; median, and least to most in brackets.\n");
+        others::compare(&mut stage, rows, pairs).await;
+        return;
+    }
 
     let drains: Vec<_> = DRAINS.iter().filter(|drain| chosen(drain.name)).collect();
     if !drains.is_empty() {

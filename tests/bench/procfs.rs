@@ -2,15 +2,31 @@
 
 use std::time::Duration;
 
+use crate::support::process;
+
 /// The kernel's unit for processor times as it shows them: `USER_HZ`, 100 on every Linux.
 const TICK: Duration = Duration::from_millis(10);
 
 /// Processor time of a process so far, user and system.
 pub(crate) fn cpu(pid: u32) -> Duration {
-    let stat = read(&format!("/proc/{pid}/stat"));
-    // "pid (name) state ...": the name may hold blanks and brackets. utime and stime are fields 14 and 15 of all.
+    times(&read(&format!("/proc/{pid}/stat")), 2)
+}
+
+/// Processor time so far of a process, its descendants, and those of them that have ended.
+pub(crate) fn cpu_of_tree(root: u32) -> Duration {
+    let stat = |pid: u32| std::fs::read_to_string(format!("/proc/{pid}/stat")).ok();
+    process::tree(root)
+        .into_iter()
+        .filter_map(stat)
+        .map(|stat| times(&stat, 4))
+        .sum()
+}
+
+/// The first so many of: user, system, user of children that were waited for, system of those.
+fn times(stat: &str, count: usize) -> Duration {
+    // "pid (name) state ...": the name may hold blanks and brackets. utime is field 14 of all.
     let (_, fields) = stat.rsplit_once(") ").expect("the name ends");
-    let ticks = fields.split(' ').skip(11).take(2);
+    let ticks = fields.split(' ').skip(11).take(count);
     TICK * ticks.map(|ticks| ticks.parse::<u32>().expect("ticks")).sum()
 }
 

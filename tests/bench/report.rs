@@ -7,8 +7,8 @@ use crate::strain::Strained;
 
 pub(crate) fn drain_header() {
     println!(
-        "| scenario | ceiling msg/s | relay msg/s | ratio | CPU µs/message (ceiling's process) | peak MiB |\n\
-         |---|---|---|---|---|---|"
+        "| scenario | ceiling msg/s | relay msg/s | ratio | peak MiB | CPU µs/message: relay | database | broker | \
+         ceiling: publisher | broker |\n|---|---|---|---|---|---|---|---|---|---|"
     );
 }
 
@@ -16,14 +16,42 @@ pub(crate) fn drain_line(name: &str, pairs: &[Pair]) {
     let spread = |value: &dyn Fn(&Pair) -> f64, digits| Spread::of(pairs.iter().map(value)).text(digits);
     let micros = |time: Duration| time.as_secs_f64() * 1e6;
     println!(
-        "| {name} | {} | {} | {} | {} ({}) | {} |",
+        "| {name} | {} | {} | {} | {} | {} | {} | {} | {} | {} |",
         spread(&|pair| pair.ceiling.rate, 0),
         spread(&|pair| pair.relay.rate, 0),
         spread(&|pair| pair.relay.rate / pair.ceiling.rate, 2),
-        spread(&|pair| micros(pair.relay.cpu_a_message), 1),
-        spread(&|pair| micros(pair.ceiling.cpu_a_message), 1),
         spread(&|pair| pair.relay.peak_mib, 0),
+        spread(&|pair| micros(pair.relay.cpu_a_message), 1),
+        spread(&|pair| micros(pair.relay.servers_a_message.database), 1),
+        spread(&|pair| micros(pair.relay.servers_a_message.broker), 1),
+        spread(&|pair| micros(pair.ceiling.cpu_a_message), 1),
+        spread(&|pair| micros(pair.ceiling.broker_cpu_a_message), 1),
     );
+}
+
+/// One drain of one relay.
+pub(crate) struct Compared {
+    /// Messages a second.
+    pub(crate) rate: f64,
+    /// The same, of the ceiling right before.
+    pub(crate) of_ceiling: f64,
+    /// User and system.
+    pub(crate) cpu_a_message: Duration,
+    pub(crate) peak_mib: f64,
+}
+
+pub(crate) fn compared(relays: &[(&str, Vec<Compared>)]) {
+    println!("| relay | msg/s | of the ceiling | CPU µs/message | peak MiB |\n|---|---|---|---|---|");
+    for (name, drains) in relays {
+        let spread = |value: &dyn Fn(&Compared) -> f64, digits| Spread::of(drains.iter().map(value)).text(digits);
+        println!(
+            "| {name} | {} | {} | {} | {} |",
+            spread(&|drain| drain.rate, 0),
+            spread(&|drain| drain.of_ceiling, 2),
+            spread(&|drain| drain.cpu_a_message.as_secs_f64() * 1e6, 1),
+            spread(&|drain| drain.peak_mib, 0),
+        );
+    }
 }
 
 pub(crate) fn strain_header() {

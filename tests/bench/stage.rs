@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use sqlx::{AssertSqlSafe, Connection, MySqlConnection, PgConnection, SqliteConnection};
 
+use crate::procfs;
 use crate::support::{Kind, MariaDb, Postgres, Rabbit, Relay, RelayCommand, declare, numbers};
 
 pub(crate) const EXCHANGE: &str = "events";
@@ -23,15 +24,22 @@ pub(crate) enum Source {
     Sqlite,
 }
 
+/// Processor time, user and system.
+#[derive(Clone, Copy)]
+pub(crate) struct ServersCpu {
+    pub(crate) database: Duration,
+    pub(crate) broker: Duration,
+}
+
 /// Started when it is needed first.
 struct Maria {
-    _server: MariaDb,
+    server: MariaDb,
     url: String,
     db: MySqlConnection,
 }
 
 pub(crate) struct Stage {
-    _postgres: Postgres,
+    postgres: Postgres,
     pub(crate) rabbit: Rabbit,
     pub(crate) database_url: String,
     pub(crate) amqp_url: String,
@@ -60,7 +68,7 @@ impl Stage {
         let db = PgConnection::connect(&database_url).await.expect("the server is up");
         let sqlite = SqliteConnection::connect(&sqlite_url).await.expect("the file is there");
         Self {
-            _postgres: postgres,
+            postgres,
             rabbit,
             database_url,
             amqp_url,
@@ -97,6 +105,19 @@ impl Stage {
             .env("RELAY_AMQP_URL", &self.amqp_url)
             .env("RELAY_AMQP_EXCHANGE", EXCHANGE)
             .env("RELAY_ORDERING", "strict")
+    }
+
+    /// Processor time of the servers so far. A database in a file has no server.
+    pub(crate) fn cpu(&self, source: Source) -> ServersCpu {
+        let database = match source {
+            Source::Postgres => procfs::cpu_of_tree(self.postgres.pid()),
+            Source::MariaDb => procfs::cpu_of_tree(self.maria.as_ref().expect("rows were loaded").server.pid()),
+            Source::Sqlite => Duration::ZERO,
+        };
+        ServersCpu {
+            database,
+            broker: procfs::cpu_of_tree(self.rabbit.pid()),
+        }
     }
 
     /// Deletes the queue with all that is in it, and makes a new one in its place. Nobody consumes from it: on a small
@@ -167,11 +188,7 @@ impl Stage {
             let url = server.create_database().await;
             migrate(&url, &self.amqp_url, &["migrate"]).await;
             let db = MySqlConnection::connect(&url).await.expect("the server is up");
-            self.maria = Some(Maria {
-                _server: server,
-                url,
-                db,
-            });
+            self.maria = Some(Maria { server, url, db });
         }
         &mut self.maria.as_mut().expect("just made").db
     }

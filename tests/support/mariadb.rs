@@ -128,7 +128,7 @@ impl MariaDb {
         format!("mysql://relay:{PASSWORD}@127.0.0.1:{}/{database}", self.port)
     }
 
-    fn pid(&self) -> u32 {
+    pub fn pid(&self) -> u32 {
         self.pid.load(Ordering::Relaxed)
     }
 

@@ -14,7 +14,7 @@ mod http;
 mod mariadb;
 mod pgbouncer;
 mod postgres;
-mod process;
+pub mod process;
 mod proxy;
 pub mod python;
 mod rabbit;

@@ -125,7 +125,8 @@ impl Postgres {
         format!("postgres://relay:{PASSWORD}@127.0.0.1:{}/{database}", self.port)
     }
 
-    fn pid(&self) -> u32 {
+    /// Of the server's first process; all others descend from it.
+    pub fn pid(&self) -> u32 {
         self.pid.load(Ordering::Relaxed)
     }
 

@@ -122,7 +122,7 @@ impl Rabbit {
         process::signal("CONT", &process::tree(self.pid()));
     }
 
-    fn pid(&self) -> u32 {
+    pub fn pid(&self) -> u32 {
         self.pid.load(Ordering::Relaxed)
     }
 
