@@ -5,6 +5,7 @@ use sqlx::mysql::MySqlRow;
 
 use super::rows;
 use super::source::COUNTER;
+use super::statements::LAST_ID;
 use crate::config::{OnSent, TableName};
 use crate::store::StoreError;
 use crate::store::columns::{Column, WRITTEN, check, missing};
@@ -44,7 +45,7 @@ WHERE s.table_schema = ? AND s.table_name = ? ORDER BY s.index_name, s.seq_in_in
 /// marked, then by when it was given up, where the table has that, then by the key, which the primary key is a part of
 /// every index for. Rows that are unsent by two values are in two places, so that no index is of use.
 pub(super) fn index_of_unsent(columns: &[(String, String)], target: &Target) -> Option<String> {
-    let Names { key, sent, dead } = &target.names;
+    let Names { key, sent, dead, .. } = &target.names;
     let sent = sent.as_ref().filter(|_| target.unsent_is_one_value())?;
     let of = |index: &str| -> Vec<&String> {
         let of_index = columns.iter().filter(|(name, _)| name == index);
@@ -205,6 +206,26 @@ fn check_version(version: &str) -> Result<(), StoreError> {
     Err(StoreError::Failed(format!(
         "the server is {version}: MariaDB 10.6 or MySQL 8.0 is the oldest that will do"
     )))
+}
+
+/// Finds a row whose id is higher than the relay can count; `None`: the column has no such values.
+pub(super) fn beyond_reach(key: &Column, table: &TableName) -> Option<String> {
+    let unsigned = key.kind == "bigint" && key.declared.to_ascii_lowercase().contains("unsigned");
+    unsigned.then(|| {
+        format!(
+            "SELECT 1 FROM {table} AS o WHERE o.{} > {LAST_ID} LIMIT 1",
+            key.quoted()
+        )
+    })
+}
+
+/// For a person.
+pub(super) fn too_high(key: &Column, table: &TableName) -> String {
+    format!(
+        "{table} has ids ({}) above {LAST_ID}, which is as far as the relay counts: these rows are not sent; give them lower ids, \
+         or name another column of whole numbers in RELAY_COLUMN_ID",
+        key.name
+    )
 }
 
 /// Statements that change nothing, but fail without a privilege (however it was granted), and on a server that takes no

@@ -142,7 +142,11 @@ async fn indexes_are_made_as_check_says(database: &str) {
         _ => sql,
     };
     let flag = if database == "postgres" { "boolean" } else { "tinyint" };
-    let nullable_flag = if database == "sqlite" { "boolean" } else { flag };
+    let nullable_flag = match database {
+        "sqlite" => "boolean",
+        "mariadb" => "bit(1)",
+        _ => flag,
+    };
     for sent in [
         time,
         nullable_flag,
