@@ -79,6 +79,7 @@ impl<'a> Search<'a> {
             }
             values.push((field, value));
         }
+        self.warn_of_made_ids(&values);
         let headers = self.headers();
         let sent = self.sent(on_sent);
         let bookkeeping = self.bookkeeping(numbered);
@@ -95,6 +96,25 @@ impl<'a> Search<'a> {
             bookkeeping,
             null_payload_is_empty: self.mapping.null_payload_is_empty,
         })
+    }
+
+    /// What tells rows of this table apart says nothing of rows elsewhere. Whoever writes `-` knows.
+    fn warn_of_made_ids(&mut self, values: &[(Field, Value)]) {
+        let of = |field| values.iter().find(|(other, _)| *other == field).map(|(_, value)| value);
+        if of(Field::MessageId) != Some(&Value::Nowhere) || self.mapping.origin(Field::MessageId).is_some() {
+            return;
+        }
+        let (made, like) = match of(Field::CreatedAt) {
+            Some(Value::Nowhere) => ("", ""),
+            _ => (" and the second it was created in", " made in the same second"),
+        };
+        let add = self.types.add_message_id(&self.table).map(|add| format!(", or {add}"));
+        self.advice.push(format!(
+            "rows have no message id: it is made of the table's name, the row's id{made}, so that a row of this id{like} in another \
+             database, or under an id that is given again (TRUNCATE), has the same, and consumers drop it as a duplicate: name a \
+             column of ids in RELAY_COLUMN_MESSAGE_ID (`-`: it is known){}",
+            add.unwrap_or_default()
+        ));
     }
 
     fn key(&mut self) -> Option<Column> {

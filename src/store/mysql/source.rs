@@ -80,6 +80,13 @@ impl Types for MySql {
         Some(COUNTER)
     }
 
+    /// In two steps: MySQL with a binary log adds no column with random values for the rows that are there (error 1674).
+    fn add_message_id(&self, table: &str) -> Option<String> {
+        Some(format!(
+            "ALTER TABLE {table} ADD COLUMN message_id char(36); ALTER TABLE {table} ALTER COLUMN message_id SET DEFAULT (uuid())"
+        ))
+    }
+
     /// They are kept as UTF-8, of up to four bytes a character.
     fn longest_key(&self, key: &Column) -> Option<u32> {
         let is_text = TEXTS.contains(&key.kind.as_str());
