@@ -52,6 +52,9 @@ impl Postgres {
             member: String::new(),
             partitions: 1,
         };
+        // A column that cannot be set (generated) must be known before anything is published.
+        let mark = self.query(&statements.mark).bind(Vec::<i64>::new());
+        self.execute(&self.read, mark).await.map_err(unmarkable)?;
         let head = self
             .rows(&self.read, self.query(&statements.head).bind(i64::MAX).bind(1_i64))
             .await;
@@ -115,5 +118,14 @@ impl Postgres {
             .unwrap_or_else(PoisonError::into_inner)
             .advance(seen, last);
         Ok(())
+    }
+}
+
+fn unmarkable(error: StoreError) -> StoreError {
+    match error {
+        StoreError::Failed(text) => StoreError::Failed(format!(
+            "sent rows could not be marked: {text}: name another column in RELAY_COLUMN_SENT_AT, or see what refuses it"
+        )),
+        error => error,
     }
 }

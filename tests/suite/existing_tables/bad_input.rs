@@ -123,7 +123,8 @@ async fn indexes_are_made_as_check_says(database: &str) {
     let drops: Vec<_> = drops.into_iter().map(str::to_owned).collect();
     an_index_is_told_and_made(&outbox, &drops, &[]).await;
     let (key, time) = match database {
-        "postgres" => ("bigserial PRIMARY KEY", "timestamptz"),
+        // No bigint: a page of them is sorted once more.
+        "postgres" => ("serial PRIMARY KEY", "timestamptz"),
         "mariadb" => ("bigint AUTO_INCREMENT PRIMARY KEY", "timestamp NULL DEFAULT NULL"),
         _ => ("INTEGER PRIMARY KEY AUTOINCREMENT", "TEXT"),
     };
@@ -131,7 +132,7 @@ async fn indexes_are_made_as_check_says(database: &str) {
         ("RELAY_OUTBOX_TABLE", "events"),
         KEY,
         ("RELAY_COLUMN_ID", "\"Seq No\""),
-        ("RELAY_COLUMN_SENT_AT", "\"Sent At\""),
+        ("RELAY_COLUMN_SENT_AT", "\"Sent $1's\""),
         ("RELAY_COLUMN_DEAD_AT", "dead"),
         ("RELAY_COLUMN_ATTEMPTS", "tries"),
         ("RELAY_COLUMN_NEXT_ATTEMPT_AT", "later"),
@@ -156,7 +157,7 @@ async fn indexes_are_made_as_check_says(database: &str) {
         ),
     ] {
         let table = quoted(format!(
-            "CREATE TABLE events (\"Seq No\" {key}, \"Sent At\" {sent}, tries int, later {time}, why text, dead {time}, payload text)"
+            "CREATE TABLE events (\"Seq No\" {key}, \"Sent $1's\" {sent}, tries int, later {time}, why text, dead {time}, payload text)"
         ));
         outbox.command(&["migrate"], &more).await;
         let filled = "INSERT INTO events (payload) VALUES ('1')".to_owned();
@@ -284,6 +285,15 @@ async fn on_postgres() {
             "CREATE TABLE events (seq bigserial PRIMARY KEY, payload text, sent_at timestamptz NOT NULL)",
             &[SEQ, KEY],
             &["sent_at (RELAY_COLUMN_SENT_AT) is NOT NULL"],
+        ),
+        (
+            "CREATE TABLE events (seq bigserial PRIMARY KEY, payload text, sent_at timestamptz GENERATED ALWAYS AS (NULL) STORED)",
+            &[SEQ, KEY],
+            &[
+                "sent rows could not be marked",
+                "\"sent_at\" can only be updated to DEFAULT",
+                "RELAY_COLUMN_SENT_AT",
+            ],
         ),
         (
             "CREATE TABLE events (seq bigserial PRIMARY KEY, payload text, attempts int, next_attempt_at timestamptz, last_error int,
