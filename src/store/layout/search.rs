@@ -3,7 +3,7 @@
 use super::{Header, Layout, Need, Part, Types, Value};
 use crate::config::{ColumnName, Field, HEADER_COLUMNS, Mapping, OnSent, Origin, Piece, TableName};
 use crate::store::StoreError;
-use crate::store::columns::{Column, missing};
+use crate::store::columns::{Column, awaited};
 
 /// Finds columns, and notes what is wrong with them.
 pub(super) struct Search<'a> {
@@ -35,7 +35,7 @@ impl<'a> Search<'a> {
         }
         let names: Vec<_> = self.columns.iter().map(|column| column.name.as_str()).collect();
         let (absent, names) = (self.absent.join("; "), names.join(", "));
-        Err(missing(&format!("table {table}: {absent}; its columns are {names}")))
+        Err(awaited(&format!("table {table}: {absent}; its columns are {names}")))
     }
 
     pub(super) fn headers(&mut self) -> Vec<Header> {
@@ -281,8 +281,14 @@ impl<'a> Search<'a> {
     fn check_type(&mut self, column: &Column, field: Field) {
         let allowed = self.types.allowed(Need::of(field));
         if field != Field::Id && !allowed.is_empty() && !allowed.contains(&column.kind.as_str()) {
+            // Which the body cannot do without.
+            let or_none = if field == Field::Payload {
+                ""
+            } else {
+                ", or `-` for none"
+            };
             self.wrong.push(format!(
-                "{} is {}, which is no {}: allowed are {}; name another column in {}, or `-` for none",
+                "{} is {}, which is no {}: allowed are {}; name another column in {}{or_none}",
                 column.name,
                 column.kind,
                 field.name(),

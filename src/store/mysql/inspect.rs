@@ -8,7 +8,7 @@ use super::source::COUNTER;
 use super::statements::LAST_ID;
 use crate::config::{OnSent, TableName};
 use crate::store::StoreError;
-use crate::store::columns::{Column, WRITTEN, check, missing};
+use crate::store::columns::{Column, WRITTEN, check, no_table};
 use crate::store::layout::{Header, names_in};
 use crate::store::migrate::quoted;
 use crate::store::source::{Names, Target};
@@ -107,12 +107,11 @@ const COLUMNS: &[(&str, &[&str])] = &[
     ("dead_at", TIMES),
 ];
 
-/// The columns in the answer to [`COLUMNS_QUERY`], if it is about a table that will do.
-pub(super) fn columns(rows: &[MySqlRow], table: &TableName) -> Result<Vec<Column>, StoreError> {
+/// The columns in the answer to [`COLUMNS_QUERY`], if it is about a table that will do. `mapped`: it is not one that `migrate` makes.
+pub(super) fn columns(rows: &[MySqlRow], table: &TableName, mapped: bool) -> Result<Vec<Column>, StoreError> {
     let Some(first) = rows.first() else {
-        return Err(missing(&format!(
-            "table {table} does not exist, or the user may do nothing with it"
-        )));
+        let text = format!("table {table} does not exist, or the user may do nothing with it");
+        return Err(no_table(&text, mapped));
     };
     let text = |index| rows::word(first, index).map_err(|error| unreadable(&error));
     check_version(&text(4)?)?;
@@ -248,11 +247,6 @@ pub(super) fn touches(table: &TableName, read: &[&str], written: &[&str]) -> Vec
         touches.insert(1, ("UPDATE", update));
     }
     touches
-}
-
-/// Whether a refusal of one of [`touches`] is about the server and not the user.
-pub(super) fn is_read_only(text: &str) -> bool {
-    text.contains("takes no writes")
 }
 
 pub(super) fn check_privileges(

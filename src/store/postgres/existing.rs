@@ -9,6 +9,7 @@ use super::statements::{Numbering, Statements};
 use super::{Postgres, inspect};
 use crate::store::columns::explain;
 use crate::store::grants::Access;
+use crate::store::migrate::quoted;
 use crate::store::pace::{NUMBERED_AT_ONCE, TidyWalk, advise, warn_of_numbers};
 use crate::store::source::Source;
 use crate::store::values::{FailureColumns, count, decode_one};
@@ -17,7 +18,7 @@ use crate::store::{Holder, StoreError};
 impl Postgres {
     pub(super) async fn inspected(&self) -> Result<Statements, StoreError> {
         let query = sqlx::query(inspect::QUERY).bind(self.table.as_str());
-        let rows = self.rows(&self.read, query).await?;
+        let rows = self.rows(&self.read, query).await.map_err(|error| self.schema(error))?;
         let (table, on_sent, mapping) = (&self.options.table, self.options.on_sent, &self.options.mapping);
         if mapping.is_default() {
             let found = inspect::judge(&rows, &self.options)?;
@@ -38,6 +39,17 @@ impl Postgres {
             .await
             .map_err(|error| explain(error, table))?;
         Ok(statements)
+    }
+
+    /// A schema that may not be used.
+    fn schema(&self, error: StoreError) -> StoreError {
+        match (error, self.options.table.schema()) {
+            (StoreError::Denied(text), Some(schema)) => {
+                let schema = quoted(schema);
+                StoreError::Denied(format!("{text}: GRANT USAGE ON SCHEMA {schema} TO the relay's role"))
+            }
+            (error, _) => error,
+        }
     }
 
     /// What the relay does with a table that `migrate` did not make.

@@ -197,7 +197,10 @@ async fn indexes_of_a_partitioned_table_are_made_as_check_says() {
 const MISSING: Case<'_> = (
     "",
     &[SEQ, KEY, DELETE],
-    &["\"events\" does not exist", "outbox-relay migrate"],
+    &[
+        "\"events\" does not exist",
+        "correct RELAY_OUTBOX_TABLE, or wait for the application's migrations",
+    ],
 );
 
 #[tokio::test(flavor = "multi_thread")]
@@ -220,9 +223,13 @@ async fn on_postgres() {
         ),
         (
             "CREATE TABLE events (LIKE another INCLUDING ALL); ALTER TABLE events ALTER message_id DROP DEFAULT;
-             ALTER TABLE events ALTER message_id TYPE varchar(40)[] USING ARRAY['']",
+             ALTER TABLE events ALTER message_id TYPE varchar(40)[] USING ARRAY[''];
+             ALTER TABLE events ALTER exchange TYPE int USING 1",
             &[],
-            &["message_id is character varying[]", "RELAY_COLUMN_MESSAGE_ID=message_id"],
+            &[
+                "message_id is character varying[]",
+                "RELAY_COLUMN_MESSAGE_ID=message_id, RELAY_COLUMN_EXCHANGE=exchange",
+            ],
         ),
         (
             "CREATE TABLE events (seq bigserial PRIMARY KEY, data text)",
@@ -230,7 +237,7 @@ async fn on_postgres() {
             &[
                 "RELAY_COLUMN_PAYLOAD names the column dta",
                 "did you mean data?",
-                "its columns are seq, data",
+                "its columns are seq, data: correct the variable, or wait for the application's migrations",
             ],
         ),
         (
@@ -372,9 +379,52 @@ async fn on_postgres_without_privileges_or_writes() {
         .run(&format!("ALTER ROLE {role} SET default_transaction_read_only = on"))
         .await;
     let (code, out, _) = outbox.command(&["check"], &as_role).await;
-    let words = ["takes no writes", "RELAY_DATABASE_URL"];
+    let words = ["takes no writes", "name the primary in RELAY_DATABASE_URL"];
     assert!(code == Some(1) && words.iter().all(|word| out.contains(word)), "{out}");
-    run_says(&outbox, &as_role, &words).await;
+    // No grant would help.
+    assert!(!out.to_lowercase().contains("grant"), "{out}");
+    let relay = run_says(&outbox, &as_role, &words).await;
+    let (_, reasons) = relay.get("/readyz").await;
+    assert!(reasons.contains(words[1]), "{reasons}");
+    assert!(
+        !relay.log_text().to_lowercase().contains("grant"),
+        "{}",
+        relay.log_text()
+    );
+    let (code, _, err) = outbox.command(&["migrate"], &as_role).await;
+    assert!(
+        code == Some(1) && err.contains(words[1]) && !err.contains("may create"),
+        "{err}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn on_postgres_without_the_right_to_use_the_schema() {
+    let outbox = Outbox::without_tables("postgres", &[]).await;
+    let role = format!("r{}", uuid::Uuid::new_v4().simple());
+    outbox
+        .db
+        .run(&format!(
+            "CREATE SCHEMA hidden; CREATE TABLE hidden.events (seq bigserial PRIMARY KEY, payload text);
+             CREATE ROLE {role} LOGIN PASSWORD 'pw'"
+        ))
+        .await;
+    let mut url = url::Url::parse(&outbox.database_url).expect("a URL");
+    url.set_username(&role).expect("a user");
+    url.set_password(Some("pw")).expect("a password");
+    let more = [
+        ("RELAY_OUTBOX_TABLE", "hidden.events"),
+        SEQ,
+        KEY,
+        DELETE,
+        ("RELAY_DATABASE_URL", url.as_str()),
+    ];
+    let (code, out, _) = outbox.command(&["check"], &more).await;
+    let line = out.lines().find(|line| line.starts_with("FAILED  table"));
+    assert!(
+        code == Some(1) && line.is_some_and(|line| line.contains("GRANT USAGE ON SCHEMA \"hidden\"")),
+        "{out}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -555,6 +605,12 @@ async fn what_the_configuration_alone_tells_ends_with_64() {
 /// A role that may read the tables of the leases, and not write them.
 async fn leases_that_cannot_be_written(database: &str) {
     let outbox = Outbox::without_tables(database, &[]).await;
+    let (_, out, _) = outbox.command(&["check"], &[]).await;
+    let line = out.lines().find(|line| line.starts_with("FAILED  leases"));
+    assert!(
+        line.is_some_and(|line| line.contains("run `outbox-relay migrate`")),
+        "{out}"
+    );
     outbox.command(&["migrate"], &[]).await;
     let role = format!("r{}", &uuid::Uuid::new_v4().simple().to_string()[..12]);
     let (create, user) = match database {

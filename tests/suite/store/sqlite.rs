@@ -252,7 +252,7 @@ async fn files_that_will_not_do_are_explained() {
     );
     db.migrated().await;
     let error = inspect(format!("sqlite://{}?mode=ro", db.file().display())).await;
-    assert!(matches!(&error, StoreError::Denied(_)), "{error:?}");
+    assert!(matches!(&error, StoreError::ReadOnly(_)), "{error:?}");
     let error = store::open(&db.url(), options("app.outbox", OnSent::Mark))
         .expect("a store")
         .inspect()
