@@ -71,12 +71,14 @@ impl Health {
     /// Whether the database works, or why not. A relay that stands by reads no rows: then only the leases tell.
     pub fn database(&self) -> Result<(), String> {
         self.leases.state()?;
-        if self.pauses().is_none() {
-            return Err("what is paused is not known yet".to_owned());
-        }
+        // First what tells the cause, if anything does.
         self.database
             .state()
-            .or_else(|reason| if reason == UNKNOWN { Ok(()) } else { Err(reason) })
+            .or_else(|reason| if reason == UNKNOWN { Ok(()) } else { Err(reason) })?;
+        match self.pauses() {
+            Some(_) => Ok(()),
+            None => Err("what is paused is not known yet".to_owned()),
+        }
     }
 
     /// Why sent rows stay that are older than the retention, if they do.
@@ -115,5 +117,22 @@ impl Health {
 impl Default for Health {
     fn default() -> Self {
         Self::new()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_cause_is_told_before_what_follows_from_it() {
+        let health = Health::new();
+        health.leases.up();
+        assert_eq!(health.database(), Err("what is paused is not known yet".to_owned()));
+        health.database.down("refused");
+        assert_eq!(health.database(), Err("refused".to_owned()));
+        health.database.up();
+        health.set_pauses(Vec::new());
+        assert_eq!(health.database(), Ok(()));
     }
 }

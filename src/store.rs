@@ -386,9 +386,13 @@ pub enum StoreError {
     /// The table or a column is not there yet: wait for the application's migrations.
     #[error("{0}")]
     SchemaMissing(String),
-    /// The role lacks a privilege, or the database is read-only: a person must act; the relay keeps trying.
+    /// The role lacks a privilege: a person must grant it; the relay keeps trying.
     #[error("{0}")]
     Denied(String),
+    /// The server or the file takes no writes, whoever asks: a person must name another one, or it becomes writable (a
+    /// failover); the relay keeps trying.
+    #[error("{0}")]
+    ReadOnly(String),
     /// Anything else the database said.
     #[error("database error: {0}")]
     Failed(String),

@@ -2,7 +2,8 @@
 
 use super::StoreError;
 use super::migrate::quoted;
-use crate::config::TableName;
+use super::types::Need;
+use crate::config::{Field, TableName};
 
 /// The columns the relay writes.
 pub(super) const WRITTEN: &[&str] = &["sent_at", "dead_at", "attempts", "next_attempt_at", "last_error"];
@@ -41,6 +42,24 @@ pub(super) fn missing(text: &str) -> StoreError {
     StoreError::SchemaMissing(format!(
         "{text}: run `outbox-relay migrate`, or wait for the application's migrations"
     ))
+}
+
+/// The same of a table that `migrate` leaves to the application.
+pub(super) fn awaited(text: &str) -> StoreError {
+    StoreError::SchemaMissing(format!(
+        "{text}: correct the variable, or wait for the application's migrations"
+    ))
+}
+
+/// A table that is not there; `mapped`: nor would `migrate` make it.
+pub(super) fn no_table(text: &str, mapped: bool) -> StoreError {
+    match mapped {
+        true => StoreError::SchemaMissing(format!(
+            "{text}: correct RELAY_OUTBOX_TABLE, or wait for the application's migrations; `outbox-relay migrate` makes no table whose \
+             columns are named in variables"
+        )),
+        false => missing(text),
+    }
 }
 
 /// Says what to do about the relay's own tables beside a table that it did not make.
@@ -108,12 +127,23 @@ pub(super) fn check<'a>(
         let sent = find("sent_at").filter(|sent| !sent.nullable);
         return sent.map_or(Ok(()), |sent| Err(StoreError::Failed(never_null(&sent.name, table))));
     }
-    // Named, it is read as text whatever its type.
-    let remedy = match wrong.iter().any(|text| text.starts_with("message_id ")) {
-        true => {
-            "; set RELAY_COLUMN_MESSAGE_ID=message_id and run `outbox-relay migrate`: message ids of other types are read then"
-        }
-        false => "",
+    // Named, they are read as text whatever their type.
+    let named: Vec<String> = Field::ALL
+        .into_iter()
+        .filter(|field| *field != Field::Id && Need::of(*field) == Need::Text)
+        .filter(|field| {
+            wrong
+                .iter()
+                .any(|text| text.starts_with(&format!("{} is ", field.name())))
+        })
+        .map(|field| format!("{}={}", field.variable(), field.name()))
+        .collect();
+    let remedy = match named.is_empty() {
+        false => format!(
+            "; set {} and run `outbox-relay migrate`: columns of other types are read as text then",
+            named.join(", ")
+        ),
+        true => String::new(),
     };
     Err(StoreError::Failed(format!(
         "columns of {table} have types the relay cannot use: {}{remedy}",

@@ -110,6 +110,9 @@ impl Layout {
         let mut parts = vec![format!("id ← {key}")];
         let there = self.values.iter().filter(|(_, value)| *value != Value::Nowhere);
         parts.extend(there.map(|(field, value)| format!("{} ← {}", field.name(), value.describe())));
+        if *self.value(Field::MessageId) == Value::Nowhere {
+            parts.push("message_id ← made of the table's name, id and created_at".to_owned());
+        }
         parts.extend(described(&self.headers));
         parts.push(match &self.sent {
             Some(sent) => format!("sent → {}", sent.name),

@@ -295,7 +295,10 @@ impl Store for MySql {
     async fn has_free_shares(&self, partitions: u16) -> Result<bool, StoreError> {
         let table = &self.options.table;
         let sql: Arc<str> = leases::free(table, partitions, &lease_dialect(table)).into();
-        let rows = self.rows(&self.leases, self.query(&sql)).await?;
+        let rows = self
+            .rows(&self.leases, self.query(&sql))
+            .await
+            .map_err(leases::explain)?;
         decode_one(&rows, |row| row.try_get::<i64, _>(0)).map(|free| free > 0)
     }
 

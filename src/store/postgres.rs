@@ -328,7 +328,10 @@ impl Store for Postgres {
 
     async fn has_free_shares(&self, partitions: u16) -> Result<bool, StoreError> {
         let sql: Arc<str> = leases::free(&self.options.table, partitions, &lease_dialect()).into();
-        let rows = self.rows(&self.leases, self.query(&sql)).await?;
+        let rows = self
+            .rows(&self.leases, self.query(&sql))
+            .await
+            .map_err(leases::explain)?;
         decode_one(&rows, |row| row.try_get::<i64, _>(0)).map(|free| free > 0)
     }
 

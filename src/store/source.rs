@@ -105,6 +105,7 @@ impl Source {
                 names: Names {
                     key: "id".to_owned(),
                     sent: Some("sent_at".to_owned()),
+                    sent_type: String::new(),
                     dead: Some("dead_at".to_owned()),
                 },
                 bookkeeping: Some(["attempts", "next_attempt_at", "last_error", "dead_at"].map(str::to_owned)),

@@ -123,6 +123,7 @@ impl Sqlite {
         };
         let statements = Arc::new(Box::pin(self.with_history(statements)).await?);
         self.check_writable(&statements).await?;
+        self.connector.hold_to_file();
         *lock(&self.statements) = Some(Arc::clone(&statements));
         Ok(statements)
     }
@@ -239,6 +240,7 @@ impl Sqlite {
         slot: &Slot<SqliteConnection>,
         work: impl AsyncFnOnce(&mut SqliteConnection) -> Result<T, sqlx::Error>,
     ) -> Result<T, StoreError> {
+        self.connector.check_file()?;
         let answer = slot
             .call(self.options.timeout, self.connect(slot), error::classify, work)
             .await;
@@ -362,7 +364,10 @@ impl Store for Sqlite {
 
     async fn has_free_shares(&self, partitions: u16) -> Result<bool, StoreError> {
         let sql: Arc<str> = leases::free(&self.options.table, partitions, &lease_dialect()).into();
-        let rows = self.rows(&self.leases, self.query(&sql)).await?;
+        let rows = self
+            .rows(&self.leases, self.query(&sql))
+            .await
+            .map_err(leases::explain)?;
         decode_one(&rows, |row| row.try_get::<i64, _>(0)).map(|free| free > 0)
     }
 

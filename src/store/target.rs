@@ -12,6 +12,8 @@ use crate::config::TableName;
 pub(super) struct Names {
     pub(super) key: String,
     pub(super) sent: Option<String>,
+    /// The type of what is marked, where a statement needs it to change something else of it.
+    pub(super) sent_type: String,
     pub(super) dead: Option<String>,
 }
 
@@ -155,6 +157,11 @@ impl Target {
             names: Names {
                 key: layout.key.name.clone(),
                 sent: layout.sent.as_ref().map(|sent| sent.name.clone()),
+                sent_type: layout
+                    .sent
+                    .as_ref()
+                    .map(|sent| sent.declared.clone())
+                    .unwrap_or_default(),
                 dead: layout.bookkeeping.as_ref().map(|[.., dead]| dead.name.clone()),
             },
             bookkeeping: layout

@@ -48,6 +48,11 @@ pub(super) trait Types {
     fn time(&self) -> &'static str;
     /// The type of a number that the database counts, for rows that are there as well; `None`: no such column can be added.
     fn counter(&self) -> Option<&'static str>;
+    /// Statements for a person that add a message id which the database makes; `None`: no such column can be added.
+    fn add_message_id(&self, _table: &str) -> Option<String> {
+        None
+    }
+
     /// How many bytes of a key the table of row numbers takes; `None`: any number.
     fn longest_key(&self, _key: &Column) -> Option<u32> {
         None

@@ -3,7 +3,7 @@
 use super::{Header, Layout, Need, Part, Types, Value};
 use crate::config::{ColumnName, Field, HEADER_COLUMNS, Mapping, OnSent, Origin, Piece, TableName};
 use crate::store::StoreError;
-use crate::store::columns::{Column, missing};
+use crate::store::columns::{Column, awaited};
 
 /// Finds columns, and notes what is wrong with them.
 pub(super) struct Search<'a> {
@@ -35,7 +35,7 @@ impl<'a> Search<'a> {
         }
         let names: Vec<_> = self.columns.iter().map(|column| column.name.as_str()).collect();
         let (absent, names) = (self.absent.join("; "), names.join(", "));
-        Err(missing(&format!("table {table}: {absent}; its columns are {names}")))
+        Err(awaited(&format!("table {table}: {absent}; its columns are {names}")))
     }
 
     pub(super) fn headers(&mut self) -> Vec<Header> {
@@ -79,6 +79,7 @@ impl<'a> Search<'a> {
             }
             values.push((field, value));
         }
+        self.warn_of_made_ids(&values);
         let headers = self.headers();
         let sent = self.sent(on_sent);
         let bookkeeping = self.bookkeeping(numbered);
@@ -95,6 +96,25 @@ impl<'a> Search<'a> {
             bookkeeping,
             null_payload_is_empty: self.mapping.null_payload_is_empty,
         })
+    }
+
+    /// What tells rows of this table apart says nothing of rows elsewhere. Whoever writes `-` knows.
+    fn warn_of_made_ids(&mut self, values: &[(Field, Value)]) {
+        let of = |field| values.iter().find(|(other, _)| *other == field).map(|(_, value)| value);
+        if of(Field::MessageId) != Some(&Value::Nowhere) || self.mapping.origin(Field::MessageId).is_some() {
+            return;
+        }
+        let (made, like) = match of(Field::CreatedAt) {
+            Some(Value::Nowhere) => ("", ""),
+            _ => (" and the second it was created in", " made in the same second"),
+        };
+        let add = self.types.add_message_id(&self.table).map(|add| format!(", or {add}"));
+        self.advice.push(format!(
+            "rows have no message id: it is made of the table's name, the row's id{made}, so that a row of this id{like} in another \
+             database, or under an id that is given again (TRUNCATE), has the same, and consumers drop it as a duplicate: name a \
+             column of ids in RELAY_COLUMN_MESSAGE_ID (`-`: it is known){}",
+            add.unwrap_or_default()
+        ));
     }
 
     fn key(&mut self) -> Option<Column> {
@@ -261,8 +281,14 @@ impl<'a> Search<'a> {
     fn check_type(&mut self, column: &Column, field: Field) {
         let allowed = self.types.allowed(Need::of(field));
         if field != Field::Id && !allowed.is_empty() && !allowed.contains(&column.kind.as_str()) {
+            // Which the body cannot do without.
+            let or_none = if field == Field::Payload {
+                ""
+            } else {
+                ", or `-` for none"
+            };
             self.wrong.push(format!(
-                "{} is {}, which is no {}: allowed are {}; name another column in {}, or `-` for none",
+                "{} is {}, which is no {}: allowed are {}; name another column in {}{or_none}",
                 column.name,
                 column.kind,
                 field.name(),

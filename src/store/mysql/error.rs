@@ -56,8 +56,8 @@ fn database(error: &MySqlDatabaseError) -> Verdict {
         // On a table, a column, a routine; for want of a privilege on everything; on a database.
         1142 | 1143 | 1370 | 1227 | 1044 => Verdict::kept(StoreError::Denied(text)),
         // Not kept: after a failover the next connection may find a server that can be written to.
-        1290 | 1792 | 1836 => Verdict::closed(StoreError::Denied(format!(
-            "{text}: the server takes no writes (a replica, or read_only is on)"
+        1290 | 1792 | 1836 => Verdict::closed(StoreError::ReadOnly(format!(
+            "{text}: the server takes no writes (a replica, or read_only is on): name the primary in RELAY_DATABASE_URL"
         ))),
         // A lock, or the end, was waited for too long; or somebody ended the statement.
         1205 | 1969 | 3024 | 1317 => Verdict::kept(StoreError::Unavailable(text)),

@@ -10,7 +10,7 @@ use super::error::is_locked;
 use super::script::{self, Argument};
 use super::statements::{self, Numbering, Statements};
 use super::{MySql, inspect, list, lock, rows, source};
-use crate::store::columns::{error_chars, explain};
+use crate::store::columns::{Column, error_chars, explain};
 use crate::store::grants::Access;
 use crate::store::layout::{Layout, headers};
 use crate::store::pace::{NUMBERED_AT_ONCE, TidyWalk, advise, warn_of_numbers};
@@ -23,7 +23,7 @@ impl MySql {
     pub(super) async fn inspected(&self) -> Result<Statements, StoreError> {
         let (table, on_sent) = (&self.options.table, self.options.on_sent);
         let rows = self.catalogue(&self.read, inspect::COLUMNS_QUERY).await?;
-        let mut columns = inspect::columns(&rows, table)?;
+        let mut columns = inspect::columns(&rows, table, !self.options.mapping.is_default())?;
         let layout = match self.options.mapping.is_default() {
             true => inspect::check_columns(&columns, table).map(|()| None)?,
             false => {
@@ -41,6 +41,10 @@ impl MySql {
                 )?)
             }
         };
+        let key = match &layout {
+            Some(layout) => Some(&layout.key),
+            None => columns.iter().find(|column| column.name.eq_ignore_ascii_case("id")),
+        };
         let headers = headers(&self.options.mapping, &columns, table, &source::MySql)?;
         let (read, written) = match &layout {
             Some(layout) => (layout.read(), layout.written(on_sent)),
@@ -51,12 +55,15 @@ impl MySql {
         for (privilege, sql) in inspect::touches(table, &read, &written) {
             match self.execute(&self.read, self.query(&sql.into())).await {
                 Ok(_) => {}
-                Err(StoreError::Denied(text)) if inspect::is_read_only(&text) => return Err(StoreError::Denied(text)),
                 Err(StoreError::Denied(_)) => lacking.push(privilege),
                 Err(error) => return Err(error),
             }
         }
         inspect::check_privileges(&lacking, &user, table, on_sent)?;
+        let beyond = match key {
+            Some(key) => self.ids_beyond_reach(key).await?,
+            None => None,
+        };
         let Some(layout) = layout else {
             let index = self.unsent_index(&self.read).await?;
             let mut source = statements::standard(table, index.as_deref());
@@ -65,7 +72,10 @@ impl MySql {
                 source.message_id = source::MySql.message_id(column, &source.message_id);
             }
             source.header_columns = header_object(&headers, &source::MySql, "o");
-            return Ok(Statements::new(table, on_sent, source));
+            let mut statements = Statements::new(table, on_sent, source);
+            statements.advice.extend(beyond);
+            advise(table, &statements.advice);
+            return Ok(statements);
         };
         if layout.numbered {
             warn_of_numbers(table, &layout.key);
@@ -81,10 +91,20 @@ impl MySql {
         statements.number = layout.numbered.then(|| source::number(table, &layout));
         statements.columns = Some(layout.describe());
         statements.advice = layout.advice;
+        statements.advice.extend(beyond);
         advise(table, &statements.advice);
         let touched = self.touch_own_tables(&statements).await;
         touched.map_err(|error| explain(error, table))?;
         Ok(statements)
+    }
+
+    /// For a person: rows that are not read for their ids are not left out in silence.
+    async fn ids_beyond_reach(&self, key: &Column) -> Result<Option<String>, StoreError> {
+        let Some(sql) = inspect::beyond_reach(key, &self.options.table) else {
+            return Ok(None);
+        };
+        let rows = self.rows(&self.read, self.query(&sql.into())).await?;
+        Ok((!rows.is_empty()).then(|| inspect::too_high(key, &self.options.table)))
     }
 
     /// What the relay does with a table that `migrate` did not make.

@@ -5,9 +5,10 @@ use sqlx::mysql::MySqlRow;
 
 use super::rows;
 use super::source::COUNTER;
+use super::statements::LAST_ID;
 use crate::config::{OnSent, TableName};
 use crate::store::StoreError;
-use crate::store::columns::{Column, WRITTEN, check, missing};
+use crate::store::columns::{Column, WRITTEN, check, no_table};
 use crate::store::layout::{Header, names_in};
 use crate::store::migrate::quoted;
 use crate::store::source::{Names, Target};
@@ -44,7 +45,7 @@ WHERE s.table_schema = ? AND s.table_name = ? ORDER BY s.index_name, s.seq_in_in
 /// marked, then by when it was given up, where the table has that, then by the key, which the primary key is a part of
 /// every index for. Rows that are unsent by two values are in two places, so that no index is of use.
 pub(super) fn index_of_unsent(columns: &[(String, String)], target: &Target) -> Option<String> {
-    let Names { key, sent, dead } = &target.names;
+    let Names { key, sent, dead, .. } = &target.names;
     let sent = sent.as_ref().filter(|_| target.unsent_is_one_value())?;
     let of = |index: &str| -> Vec<&String> {
         let of_index = columns.iter().filter(|(name, _)| name == index);
@@ -106,12 +107,11 @@ const COLUMNS: &[(&str, &[&str])] = &[
     ("dead_at", TIMES),
 ];
 
-/// The columns in the answer to [`COLUMNS_QUERY`], if it is about a table that will do.
-pub(super) fn columns(rows: &[MySqlRow], table: &TableName) -> Result<Vec<Column>, StoreError> {
+/// The columns in the answer to [`COLUMNS_QUERY`], if it is about a table that will do. `mapped`: it is not one that `migrate` makes.
+pub(super) fn columns(rows: &[MySqlRow], table: &TableName, mapped: bool) -> Result<Vec<Column>, StoreError> {
     let Some(first) = rows.first() else {
-        return Err(missing(&format!(
-            "table {table} does not exist, or the user may do nothing with it"
-        )));
+        let text = format!("table {table} does not exist, or the user may do nothing with it");
+        return Err(no_table(&text, mapped));
     };
     let text = |index| rows::word(first, index).map_err(|error| unreadable(&error));
     check_version(&text(4)?)?;
@@ -207,6 +207,26 @@ fn check_version(version: &str) -> Result<(), StoreError> {
     )))
 }
 
+/// Finds a row whose id is higher than the relay can count; `None`: the column has no such values.
+pub(super) fn beyond_reach(key: &Column, table: &TableName) -> Option<String> {
+    let unsigned = key.kind == "bigint" && key.declared.to_ascii_lowercase().contains("unsigned");
+    unsigned.then(|| {
+        format!(
+            "SELECT 1 FROM {table} AS o WHERE o.{} > {LAST_ID} LIMIT 1",
+            key.quoted()
+        )
+    })
+}
+
+/// For a person.
+pub(super) fn too_high(key: &Column, table: &TableName) -> String {
+    format!(
+        "{table} has ids ({}) above {LAST_ID}, which is as far as the relay counts: these rows are not sent; give them lower ids, \
+         or name another column of whole numbers in RELAY_COLUMN_ID",
+        key.name
+    )
+}
+
 /// Statements that change nothing, but fail without a privilege (however it was granted), and on a server that takes no
 /// writes.
 pub(super) fn touches(table: &TableName, read: &[&str], written: &[&str]) -> Vec<(&'static str, String)> {
@@ -227,11 +247,6 @@ pub(super) fn touches(table: &TableName, read: &[&str], written: &[&str]) -> Vec
         touches.insert(1, ("UPDATE", update));
     }
     touches
-}
-
-/// Whether a refusal of one of [`touches`] is about the server and not the user.
-pub(super) fn is_read_only(text: &str) -> bool {
-    text.contains("takes no writes")
 }
 
 pub(super) fn check_privileges(

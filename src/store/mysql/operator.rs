@@ -97,7 +97,7 @@ impl MySql {
             true => (String::new(), String::new()),
             false => (
                 format!("UPDATE {table} SET {sent} = 0 WHERE {sent} IS NULL; "),
-                format!("MODIFY {sent} tinyint NOT NULL DEFAULT 0, "),
+                format!("MODIFY {sent} {} NOT NULL DEFAULT 0, ", target.names.sent_type),
             ),
         };
         let dead = target

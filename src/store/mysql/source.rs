@@ -49,7 +49,7 @@ const TEXTS: &[&str] = &[
 const ERRORS: &[&str] = &["char", "varchar", "tinytext", "text", "mediumtext", "longtext"];
 /// `datetime` has no time zone: UTC is meant, which the connections are set to.
 const TIMES: &[&str] = &["timestamp", "datetime"];
-const SENT: &[&str] = &["timestamp", "datetime", "tinyint"];
+const SENT: &[&str] = &["timestamp", "datetime", "tinyint", "bit"];
 
 impl Types for MySql {
     fn allowed(&self, need: Need) -> &'static [&'static str] {
@@ -69,7 +69,7 @@ impl Types for MySql {
     }
 
     fn is_flag(&self, column: &Column) -> bool {
-        column.kind == "tinyint"
+        ["tinyint", "bit"].contains(&column.kind.as_str())
     }
 
     fn time(&self) -> &'static str {
@@ -78,6 +78,13 @@ impl Types for MySql {
 
     fn counter(&self) -> Option<&'static str> {
         Some(COUNTER)
+    }
+
+    /// In two steps: MySQL with a binary log adds no column with random values for the rows that are there (error 1674).
+    fn add_message_id(&self, table: &str) -> Option<String> {
+        Some(format!(
+            "ALTER TABLE {table} ADD COLUMN message_id char(36); ALTER TABLE {table} ALTER COLUMN message_id SET DEFAULT (uuid())"
+        ))
     }
 
     /// They are kept as UTF-8, of up to four bytes a character.
@@ -119,6 +126,8 @@ impl Dialect for MySql {
         match column.kind.as_str() {
             kind if TEXTS.contains(&kind) => format!("convert({sql} USING utf8mb4)"),
             kind if BYTES.contains(&kind) => format!("lower(hex({sql}))"),
+            // By itself it would be its bytes.
+            "bit" => format!("CAST({sql} + 0 AS CHAR CHARACTER SET utf8mb4)"),
             _ => format!("CAST({sql} AS CHAR CHARACTER SET utf8mb4)"),
         }
     }
@@ -150,6 +159,7 @@ impl Dialect for MySql {
                 |(name, column, sql)| match column.map(|column| (column, column.kind.as_str())) {
                     None | Some((_, "json" | "decimal" | "float" | "double")) => format!("{name}, {sql}"),
                     Some((_, kind)) if INTEGERS.contains(&kind) => format!("{name}, {sql}"),
+                    Some((_, "bit")) => format!("{name}, {sql} + 0"),
                     Some((column, _)) => format!("{name}, {}", self.text(column, sql)),
                 },
             )

@@ -71,6 +71,9 @@ pub(super) const LISTED: &str = "JSON_TABLE(?, '$[*]' COLUMNS (id bigint PATH '$
 const SHARE: &str =
     "AND find_in_set(ord(unhex(left(sha2(convert(coalesce(o.ordering_key, o.id) USING utf8mb4), 256), 2))) % ?, ?) > 0";
 
+/// The highest id there is for the relay.
+pub(super) const LAST_ID: i64 = i64::MAX;
+
 /// Microseconds to wait.
 pub(super) const DUE: &str = "coalesce(timestampdiff(MICROSECOND, now(6), \
 greatest(coalesce(o.available_at, o.next_attempt_at), coalesce(o.next_attempt_at, o.available_at))), 0)";
@@ -215,10 +218,11 @@ fn columns(body: &str, source: &Source) -> String {
     )
 }
 
+/// Without ids that only `bigint unsigned` has: the relay would take them for negative ones, and could never mark their rows.
 fn head(source: &Source, shares: &str) -> Arc<str> {
     let body = format!("CASE WHEN {DUE} <= 0 AND octet_length(o.payload) <= {INLINE_PAYLOAD_BYTES} THEN o.payload END");
     format!(
-        "SELECT {} FROM {} WHERE o.id > ? AND {} {shares} ORDER BY o.id LIMIT ?",
+        "SELECT {} FROM {} WHERE o.id > ? AND o.id <= {LAST_ID} AND {} {shares} ORDER BY o.id LIMIT ?",
         columns(&body, source),
         source.reads,
         source.open()

@@ -10,6 +10,9 @@ use crate::tls;
 /// What a pooler says to a setting in the first message of a connection (`protocol_violation`).
 pub(super) const STARTUP_REFUSED: &str = "08P01";
 
+/// For a person: what it means, and how to mend it.
+pub(super) const TAKES_NO_WRITES: &str = "the server takes no writes (a standby, or default_transaction_read_only is on): name the primary in RELAY_DATABASE_URL";
+
 /// Longer messages are cut: they come from triggers.
 const MAX_MESSAGE_CHARS: usize = 300;
 
@@ -40,7 +43,7 @@ fn database(error: &PgDatabaseError) -> Verdict {
         (_, "0A000") if error.message().contains("cached plan") => Verdict::closed(StoreError::SchemaMissing(text)),
         (_, "42501") => Verdict::kept(StoreError::Denied(text)),
         // Not kept: after a failover the next connection may find a server that can be written to.
-        (_, "25006") => Verdict::closed(StoreError::Denied(text)),
+        (_, "25006") => Verdict::closed(StoreError::ReadOnly(format!("{text}: {TAKES_NO_WRITES}"))),
         // A transaction that was left alone for too long: the connection is gone.
         (_, "25P03") => Verdict::closed(StoreError::Unavailable(text)),
         (_, "57014" | "55P03") => Verdict::kept(StoreError::Unavailable(text)),

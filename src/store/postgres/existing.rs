@@ -9,6 +9,7 @@ use super::statements::{Numbering, Statements};
 use super::{Postgres, inspect};
 use crate::store::columns::explain;
 use crate::store::grants::Access;
+use crate::store::migrate::quoted;
 use crate::store::pace::{NUMBERED_AT_ONCE, TidyWalk, advise, warn_of_numbers};
 use crate::store::source::Source;
 use crate::store::values::{FailureColumns, count, decode_one};
@@ -17,7 +18,7 @@ use crate::store::{Holder, StoreError};
 impl Postgres {
     pub(super) async fn inspected(&self) -> Result<Statements, StoreError> {
         let query = sqlx::query(inspect::QUERY).bind(self.table.as_str());
-        let rows = self.rows(&self.read, query).await?;
+        let rows = self.rows(&self.read, query).await.map_err(|error| self.schema(error))?;
         let (table, on_sent, mapping) = (&self.options.table, self.options.on_sent, &self.options.mapping);
         if mapping.is_default() {
             let found = inspect::judge(&rows, &self.options)?;
@@ -40,6 +41,17 @@ impl Postgres {
         Ok(statements)
     }
 
+    /// A schema that may not be used.
+    fn schema(&self, error: StoreError) -> StoreError {
+        match (error, self.options.table.schema()) {
+            (StoreError::Denied(text), Some(schema)) => {
+                let schema = quoted(schema);
+                StoreError::Denied(format!("{text}: GRANT USAGE ON SCHEMA {schema} TO the relay's role"))
+            }
+            (error, _) => error,
+        }
+    }
+
     /// What the relay does with a table that `migrate` did not make.
     pub(in crate::store) async fn access(&self) -> Result<Access, StoreError> {
         let statements = self.statements().await?;
@@ -52,6 +64,9 @@ impl Postgres {
             member: String::new(),
             partitions: 1,
         };
+        // A column that cannot be set (generated) must be known before anything is published.
+        let mark = self.query(&statements.mark).bind(Vec::<i64>::new());
+        self.execute(&self.read, mark).await.map_err(unmarkable)?;
         let head = self
             .rows(&self.read, self.query(&statements.head).bind(i64::MAX).bind(1_i64))
             .await;
@@ -115,5 +130,14 @@ impl Postgres {
             .unwrap_or_else(PoisonError::into_inner)
             .advance(seen, last);
         Ok(())
+    }
+}
+
+fn unmarkable(error: StoreError) -> StoreError {
+    match error {
+        StoreError::Failed(text) => StoreError::Failed(format!(
+            "sent rows could not be marked: {text}: name another column in RELAY_COLUMN_SENT_AT, or see what refuses it"
+        )),
+        error => error,
     }
 }

@@ -4,10 +4,11 @@ use sqlx::Row as _;
 use sqlx::postgres::PgRow;
 use tracing::warn;
 
+use super::error::TAKES_NO_WRITES;
 use super::source::{COUNTER, Postgres};
 use super::statements::Size;
 use crate::config::{OnSent, TableName};
-use crate::store::columns::{Column, WRITTEN, check, error_chars, missing};
+use crate::store::columns::{Column, WRITTEN, check, error_chars, no_table};
 use crate::store::layout::{Layout, headers, names_in};
 use crate::store::source::header_object;
 use crate::store::values::unreadable;
@@ -84,7 +85,7 @@ pub(super) struct Standard {
 /// Judges the answer to [`QUERY`].
 pub(super) fn judge(rows: &[PgRow], options: &StoreOptions) -> Result<Standard, StoreError> {
     let (table, on_sent) = (&options.table, options.on_sent);
-    let columns = relation(rows, table)?;
+    let columns = relation(rows, table, false)?;
     let in_sql = table.to_string();
     let all = columns.iter().map(|granted| &granted.column);
     check(all.clone(), COLUMNS, table, (&in_sql, COUNTER))?;
@@ -116,7 +117,7 @@ pub(super) fn judge(rows: &[PgRow], options: &StoreOptions) -> Result<Standard, 
 /// The same for a table that `migrate` did not make.
 pub(super) fn judge_mapped(rows: &[PgRow], options: &StoreOptions) -> Result<Layout, StoreError> {
     let (table, on_sent) = (&options.table, options.on_sent);
-    let granted = relation(rows, table)?;
+    let granted = relation(rows, table, true)?;
     let columns: Vec<Column> = granted.iter().map(|granted| granted.column.clone()).collect();
     let layout = Layout::new(&options.mapping, &columns, table, on_sent, &Postgres)?;
     check_role(rows, &granted, &layout.read(), &layout.written(on_sent), table, on_sent)?;
@@ -124,11 +125,10 @@ pub(super) fn judge_mapped(rows: &[PgRow], options: &StoreOptions) -> Result<Lay
 }
 
 /// The columns of the table, if it is one.
-fn relation(rows: &[PgRow], table: &TableName) -> Result<Vec<Granted>, StoreError> {
+fn relation(rows: &[PgRow], table: &TableName, mapped: bool) -> Result<Vec<Granted>, StoreError> {
     let Some(first) = rows.first() else {
-        return Err(missing(&format!(
-            "table {table} does not exist, or the role may not see its schema"
-        )));
+        let text = format!("table {table} does not exist, or the role may not see its schema");
+        return Err(no_table(&text, mapped));
     };
     let relation: String = first.try_get(0).map_err(|error| unreadable(&error))?;
     check_relation(&relation, table)?;
@@ -145,11 +145,7 @@ fn check_role(
 ) -> Result<(), StoreError> {
     let Some(first) = rows.first() else { return Ok(()) };
     if first.try_get(8).map_err(|error| unreadable(&error))? {
-        return Err(StoreError::Denied(
-            "the server takes no writes (a standby, or default_transaction_read_only is on): name the primary in \
-             RELAY_DATABASE_URL"
-                .to_owned(),
-        ));
+        return Err(StoreError::ReadOnly(TAKES_NO_WRITES.to_owned()));
     }
     let role: String = first.try_get(7).map_err(|error| unreadable(&error))?;
     let deletable: bool = first.try_get(5).map_err(|error| unreadable(&error))?;

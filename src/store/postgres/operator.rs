@@ -89,7 +89,7 @@ impl Postgres {
             ..
         } = &statements.source.target;
         // Several statements in one message are one transaction.
-        let poll = statements.head.replace("$1", "0").replace("$2", "1000");
+        let poll = filled(&statements.head, &["0", "1000"]);
         let script = format!(
             "SELECT set_config('enable_seqscan', 'off', true), set_config('enable_bitmapscan', 'off', true),
                     set_config('enable_sort', 'off', true);
@@ -101,11 +101,14 @@ impl Postgres {
             })
             .await?;
         let lines = decode(&plan, |row| Ok(text(row, 0)?.unwrap_or_default()))?;
-        // An index that is read from one end to the other, to be sorted then, is no better.
+        // An index that is read from one end to the other, to be sorted then, is no better. Above the limit only a page is
+        // sorted, as it is where the key is no `bigint`.
         let numbered = statements.source.target.positions.is_some();
         let scans = lines
             .iter()
-            .any(|line| (line.contains("Seq Scan on ") && is_outbox(line)) || (line.ends_with("Sort") && !numbered));
+            .any(|line| line.contains("Seq Scan on ") && is_outbox(line));
+        let mut limited = lines.iter().skip_while(|line| !line.ends_with("Limit"));
+        let scans = scans || (!numbered && limited.any(|line| line.ends_with("Sort")));
         let mut good = !scans;
         if let Some(sent) = &names.sent {
             good &= self.has_index_of(sent).await?;
@@ -144,6 +147,27 @@ impl Postgres {
         let query = self.query(&sql).bind(self.table.as_str()).bind(name);
         decode_one(&self.rows(&self.housekeeping, query).await?, |row| row.try_get(0))
     }
+}
+
+/// With the arguments in the places of `$1` to `$9`, but for those within texts and names.
+fn filled(sql: &str, arguments: &[&str]) -> String {
+    let (mut text, mut quote, mut chars) = (String::with_capacity(sql.len()), None, sql.chars().peekable());
+    while let Some(c) = chars.next() {
+        match (quote, c) {
+            (None, '$') => {
+                let number = chars.next_if(char::is_ascii_digit).and_then(|digit| digit.to_digit(10));
+                let index = number.and_then(|number| usize::try_from(number).ok()?.checked_sub(1));
+                text.push_str(index.and_then(|index| arguments.get(index)).unwrap_or(&"$"));
+                continue;
+            }
+            (None, '\'' | '"') => quote = Some(c),
+            // A doubled one ends the text and begins it anew.
+            (Some(begun), _) if begun == c => quote = None,
+            _ => {}
+        }
+        text.push(c);
+    }
+    text
 }
 
 /// Whether a line of a plan is about the application's table, or a partition of it (`a_1`).
@@ -531,5 +555,21 @@ impl Cells for PgRow {
 
     fn double(&self, index: usize) -> Result<Option<f64>, sqlx::Error> {
         self.try_get(index)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn arguments_stand_where_they_are_wanted() {
+        assert_eq!(
+            filled(
+                "SELECT \"a $1's\", '$2 \"$1' WHERE \"b\"\"$1\" > $1 LIMIT $2 -- $3",
+                &["0", "1000"]
+            ),
+            "SELECT \"a $1's\", '$2 \"$1' WHERE \"b\"\"$1\" > 0 LIMIT 1000 -- $"
+        );
     }
 }

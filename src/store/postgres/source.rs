@@ -55,6 +55,12 @@ impl Types for Postgres {
         Some(COUNTER)
     }
 
+    fn add_message_id(&self, table: &str) -> Option<String> {
+        Some(format!(
+            "ALTER TABLE {table} ADD COLUMN message_id uuid NOT NULL DEFAULT gen_random_uuid()"
+        ))
+    }
+
     fn ignores_case(&self) -> bool {
         false
     }

@@ -1,7 +1,9 @@
 //! Connections to an SQLite file.
 
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::str::FromStr;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use backon::{ConstantBuilder, Retryable};
@@ -23,6 +25,8 @@ const REOPEN_PAUSE: Duration = Duration::from_millis(20);
 pub(super) struct Connector {
     options: SqliteConnectOptions,
     busy_timeout: Duration,
+    /// Device and number of the file that the outbox was found in.
+    found: Mutex<Option<(u64, u64)>>,
 }
 
 impl Connector {
@@ -43,7 +47,38 @@ impl Connector {
             .synchronous(SqliteSynchronous::Normal)
             .busy_timeout(busy_timeout)
             .disable_statement_logging();
-        Ok(Self { options, busy_timeout })
+        Ok(Self {
+            options,
+            busy_timeout,
+            found: Mutex::default(),
+        })
+    }
+
+    fn file(&self) -> Option<(u64, u64)> {
+        let file = std::fs::metadata(self.options.get_filename()).ok()?;
+        Some((file.dev(), file.ino()))
+    }
+
+    /// From now on it must be this file.
+    pub(super) fn hold_to_file(&self) {
+        let mut found = self.found.lock().unwrap_or_else(PoisonError::into_inner);
+        *found = found.or_else(|| self.file());
+    }
+
+    /// Connections stay with a file that was removed or replaced, and what is committed to the new one would never be seen.
+    /// It is not simply opened: what is on its way to the broker belongs to the old one, and rows of the same ids may be others.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`] while it is not the file that it was.
+    pub(super) fn check_file(&self) -> Result<(), StoreError> {
+        let found = *self.found.lock().unwrap_or_else(PoisonError::into_inner);
+        if found.is_none() || found == self.file() {
+            return Ok(());
+        }
+        Err(StoreError::Unavailable(format!(
+            "the file {} is gone, or is another one than the relay has opened: restart the relay when the right one is there",
+            self.options.get_filename().display()
+        )))
     }
 
     /// A connection to a file that exists. `mode=rwc` in the URL has no effect: an empty file that takes the place of

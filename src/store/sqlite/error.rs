@@ -59,7 +59,7 @@ fn by_code(code: i32, message: &str) -> (StoreError, bool) {
         }
         (_, 3 | 23) => (StoreError::Denied(message.to_owned()), false),
         (_, 8) => (
-            StoreError::Denied(format!("{message}: file and directory must be writable by the relay")),
+            StoreError::ReadOnly(format!("{message}: file and directory must be writable by the relay")),
             false,
         ),
         (_, 14) => (

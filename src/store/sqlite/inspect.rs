@@ -5,7 +5,7 @@ use sqlx::sqlite::SqliteRow;
 
 use super::source::Sqlite;
 use crate::config::TableName;
-use crate::store::columns::{Column, absent, missing, never_null};
+use crate::store::columns::{Column, absent, missing, never_null, no_table};
 use crate::store::layout::headers;
 use crate::store::source::header_object;
 use crate::store::values::{decode, unreadable};
@@ -75,7 +75,7 @@ pub(super) fn check_schema(table: &TableName) -> Result<(), StoreError> {
 
 /// Judges the answer to [`EXISTING`].
 pub(super) fn existing(rows: &[SqliteRow], table: &TableName) -> Result<Existing, StoreError> {
-    let first = relation(rows, table)?;
+    let first = relation(rows, table, true)?;
     let column = |row: &SqliteRow| {
         Ok(Column {
             name: row.try_get(1)?,
@@ -119,9 +119,9 @@ fn counts(sql: &str) -> bool {
 }
 
 /// The first row of either answer, if it is about a table that will do.
-fn relation<'a>(rows: &'a [SqliteRow], table: &TableName) -> Result<&'a SqliteRow, StoreError> {
+fn relation<'a>(rows: &'a [SqliteRow], table: &TableName, mapped: bool) -> Result<&'a SqliteRow, StoreError> {
     let Some(first) = rows.first() else {
-        return Err(missing(&format!("table {table} does not exist")));
+        return Err(no_table(&format!("table {table} does not exist"), mapped));
     };
     if text(first, 0)? == "view" {
         return Err(StoreError::Failed(format!(
@@ -149,7 +149,7 @@ pub(super) struct Standard {
 /// Judges the answer to [`QUERY`].
 pub(super) fn judge(rows: &[SqliteRow], options: &StoreOptions) -> Result<Standard, StoreError> {
     let table = &options.table;
-    let first = relation(rows, table)?;
+    let first = relation(rows, table, false)?;
     let mut columns = Vec::with_capacity(rows.len());
     for row in rows {
         columns.push((text(row, 1)?.to_ascii_lowercase(), text(row, 2)?.to_ascii_uppercase()));

@@ -123,7 +123,8 @@ async fn indexes_are_made_as_check_says(database: &str) {
     let drops: Vec<_> = drops.into_iter().map(str::to_owned).collect();
     an_index_is_told_and_made(&outbox, &drops, &[]).await;
     let (key, time) = match database {
-        "postgres" => ("bigserial PRIMARY KEY", "timestamptz"),
+        // No bigint: a page of them is sorted once more.
+        "postgres" => ("serial PRIMARY KEY", "timestamptz"),
         "mariadb" => ("bigint AUTO_INCREMENT PRIMARY KEY", "timestamp NULL DEFAULT NULL"),
         _ => ("INTEGER PRIMARY KEY AUTOINCREMENT", "TEXT"),
     };
@@ -131,7 +132,7 @@ async fn indexes_are_made_as_check_says(database: &str) {
         ("RELAY_OUTBOX_TABLE", "events"),
         KEY,
         ("RELAY_COLUMN_ID", "\"Seq No\""),
-        ("RELAY_COLUMN_SENT_AT", "\"Sent At\""),
+        ("RELAY_COLUMN_SENT_AT", "\"Sent $1's\""),
         ("RELAY_COLUMN_DEAD_AT", "dead"),
         ("RELAY_COLUMN_ATTEMPTS", "tries"),
         ("RELAY_COLUMN_NEXT_ATTEMPT_AT", "later"),
@@ -142,7 +143,11 @@ async fn indexes_are_made_as_check_says(database: &str) {
         _ => sql,
     };
     let flag = if database == "postgres" { "boolean" } else { "tinyint" };
-    let nullable_flag = if database == "sqlite" { "boolean" } else { flag };
+    let nullable_flag = match database {
+        "sqlite" => "boolean",
+        "mariadb" => "bit(1)",
+        _ => flag,
+    };
     for sent in [
         time,
         nullable_flag,
@@ -152,7 +157,7 @@ async fn indexes_are_made_as_check_says(database: &str) {
         ),
     ] {
         let table = quoted(format!(
-            "CREATE TABLE events (\"Seq No\" {key}, \"Sent At\" {sent}, tries int, later {time}, why text, dead {time}, payload text)"
+            "CREATE TABLE events (\"Seq No\" {key}, \"Sent $1's\" {sent}, tries int, later {time}, why text, dead {time}, payload text)"
         ));
         outbox.command(&["migrate"], &more).await;
         let filled = "INSERT INTO events (payload) VALUES ('1')".to_owned();
@@ -192,7 +197,10 @@ async fn indexes_of_a_partitioned_table_are_made_as_check_says() {
 const MISSING: Case<'_> = (
     "",
     &[SEQ, KEY, DELETE],
-    &["\"events\" does not exist", "outbox-relay migrate"],
+    &[
+        "\"events\" does not exist",
+        "correct RELAY_OUTBOX_TABLE, or wait for the application's migrations",
+    ],
 );
 
 #[tokio::test(flavor = "multi_thread")]
@@ -215,9 +223,13 @@ async fn on_postgres() {
         ),
         (
             "CREATE TABLE events (LIKE another INCLUDING ALL); ALTER TABLE events ALTER message_id DROP DEFAULT;
-             ALTER TABLE events ALTER message_id TYPE varchar(40)[] USING ARRAY['']",
+             ALTER TABLE events ALTER message_id TYPE varchar(40)[] USING ARRAY[''];
+             ALTER TABLE events ALTER exchange TYPE int USING 1",
             &[],
-            &["message_id is character varying[]", "RELAY_COLUMN_MESSAGE_ID=message_id"],
+            &[
+                "message_id is character varying[]",
+                "RELAY_COLUMN_MESSAGE_ID=message_id, RELAY_COLUMN_EXCHANGE=exchange",
+            ],
         ),
         (
             "CREATE TABLE events (seq bigserial PRIMARY KEY, data text)",
@@ -225,7 +237,7 @@ async fn on_postgres() {
             &[
                 "RELAY_COLUMN_PAYLOAD names the column dta",
                 "did you mean data?",
-                "its columns are seq, data",
+                "its columns are seq, data: correct the variable, or wait for the application's migrations",
             ],
         ),
         (
@@ -280,6 +292,15 @@ async fn on_postgres() {
             "CREATE TABLE events (seq bigserial PRIMARY KEY, payload text, sent_at timestamptz NOT NULL)",
             &[SEQ, KEY],
             &["sent_at (RELAY_COLUMN_SENT_AT) is NOT NULL"],
+        ),
+        (
+            "CREATE TABLE events (seq bigserial PRIMARY KEY, payload text, sent_at timestamptz GENERATED ALWAYS AS (NULL) STORED)",
+            &[SEQ, KEY],
+            &[
+                "sent rows could not be marked",
+                "\"sent_at\" can only be updated to DEFAULT",
+                "RELAY_COLUMN_SENT_AT",
+            ],
         ),
         (
             "CREATE TABLE events (seq bigserial PRIMARY KEY, payload text, attempts int, next_attempt_at timestamptz, last_error int,
@@ -358,9 +379,52 @@ async fn on_postgres_without_privileges_or_writes() {
         .run(&format!("ALTER ROLE {role} SET default_transaction_read_only = on"))
         .await;
     let (code, out, _) = outbox.command(&["check"], &as_role).await;
-    let words = ["takes no writes", "RELAY_DATABASE_URL"];
+    let words = ["takes no writes", "name the primary in RELAY_DATABASE_URL"];
     assert!(code == Some(1) && words.iter().all(|word| out.contains(word)), "{out}");
-    run_says(&outbox, &as_role, &words).await;
+    // No grant would help.
+    assert!(!out.to_lowercase().contains("grant"), "{out}");
+    let relay = run_says(&outbox, &as_role, &words).await;
+    let (_, reasons) = relay.get("/readyz").await;
+    assert!(reasons.contains(words[1]), "{reasons}");
+    assert!(
+        !relay.log_text().to_lowercase().contains("grant"),
+        "{}",
+        relay.log_text()
+    );
+    let (code, _, err) = outbox.command(&["migrate"], &as_role).await;
+    assert!(
+        code == Some(1) && err.contains(words[1]) && !err.contains("may create"),
+        "{err}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn on_postgres_without_the_right_to_use_the_schema() {
+    let outbox = Outbox::without_tables("postgres", &[]).await;
+    let role = format!("r{}", uuid::Uuid::new_v4().simple());
+    outbox
+        .db
+        .run(&format!(
+            "CREATE SCHEMA hidden; CREATE TABLE hidden.events (seq bigserial PRIMARY KEY, payload text);
+             CREATE ROLE {role} LOGIN PASSWORD 'pw'"
+        ))
+        .await;
+    let mut url = url::Url::parse(&outbox.database_url).expect("a URL");
+    url.set_username(&role).expect("a user");
+    url.set_password(Some("pw")).expect("a password");
+    let more = [
+        ("RELAY_OUTBOX_TABLE", "hidden.events"),
+        SEQ,
+        KEY,
+        DELETE,
+        ("RELAY_DATABASE_URL", url.as_str()),
+    ];
+    let (code, out, _) = outbox.command(&["check"], &more).await;
+    let line = out.lines().find(|line| line.starts_with("FAILED  table"));
+    assert!(
+        code == Some(1) && line.is_some_and(|line| line.contains("GRANT USAGE ON SCHEMA \"hidden\"")),
+        "{out}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -541,6 +605,12 @@ async fn what_the_configuration_alone_tells_ends_with_64() {
 /// A role that may read the tables of the leases, and not write them.
 async fn leases_that_cannot_be_written(database: &str) {
     let outbox = Outbox::without_tables(database, &[]).await;
+    let (_, out, _) = outbox.command(&["check"], &[]).await;
+    let line = out.lines().find(|line| line.starts_with("FAILED  leases"));
+    assert!(
+        line.is_some_and(|line| line.contains("run `outbox-relay migrate`")),
+        "{out}"
+    );
     outbox.command(&["migrate"], &[]).await;
     let role = format!("r{}", &uuid::Uuid::new_v4().simple().to_string()[..12]);
     let (create, user) = match database {

@@ -271,3 +271,131 @@ async fn keys_of_any_character_set_are_found_again_on_mariadb() {
         assert_eq!((before.len(), after.len()), (3, 2), "{charset}");
     }
 }
+
+/// What Hibernate makes of a boolean.
+#[tokio::test]
+async fn a_bit_is_a_flag_and_a_number_on_mariadb() {
+    for kind in ["bit(1) NOT NULL DEFAULT b'0'", "bit(1)"] {
+        let db = MariaDb::fresh().await;
+        let sql = format!(
+            "CREATE TABLE events (id bigint AUTO_INCREMENT PRIMARY KEY, payload text, published {kind}, urgent bit(1));
+             INSERT INTO events (payload, urgent, published) VALUES ('a', b'1', b'0'), ('b', b'0', b'0')"
+        );
+        let variables = [
+            ("RELAY_COLUMN_SENT_AT", "published"),
+            ("RELAY_COLUMN_HEADERS", "urgent"),
+            ("RELAY_TYPE", "{urgent}"),
+        ];
+        let operator = made(&db, &sql, OnSent::Mark, &variables).await;
+        let store: Arc<dyn Store> = operator.clone();
+        let rows = head(&store).await;
+        let told: Vec<_> = rows
+            .iter()
+            .map(|row| (row.kind.as_deref(), row.headers.as_str()))
+            .collect();
+        assert_eq!(told, [(Some("1"), "{\"urgent\":1}"), (Some("0"), "{\"urgent\":0}")]);
+        assert_eq!(
+            before_and_after_a_mark(operator.clone()).await,
+            (vec![1, 2], vec![2]),
+            "{kind}"
+        );
+        let index = operator.upkeep().await.expect("looked").unsent_index;
+        assert!(!index.exists, "{kind}");
+        db.execute(&index.create).await;
+        store.inspect().await.expect("a table");
+        assert!(
+            operator.upkeep().await.expect("looked").unsent_index.exists,
+            "{}",
+            index.create
+        );
+        assert_eq!(head_ids(&store).await, [2], "{kind}");
+    }
+}
+
+/// They would be taken for negative ones, and sent again and again, as no mark finds them.
+#[tokio::test]
+async fn ids_that_only_an_unsigned_column_has_are_told_and_not_read_on_mariadb() {
+    let db = MariaDb::fresh().await;
+    let sql = "CREATE TABLE events (id bigint unsigned PRIMARY KEY, payload text);
+               INSERT INTO events VALUES (1, 'a'), (9223372036854775807, 'b')";
+    let operator = made(&db, sql, OnSent::Delete, &[("RELAY_COLUMN_MESSAGE_ID", "-")]).await;
+    let store: Arc<dyn Store> = operator.clone();
+    assert_eq!(head_ids(&store).await, [1, i64::MAX]);
+    assert!(operator.advice().await.expect("looked").is_empty());
+    db.execute("INSERT INTO events VALUES (9223372036854775808, 'c'), (18446744073709551615, 'd')")
+        .await;
+    assert_eq!(head_ids(&store).await, [1, i64::MAX]);
+    assert_eq!(
+        store.backlog().await.expect("counted").pending,
+        4,
+        "they are seen to wait"
+    );
+    // They stop no others.
+    store.inspect().await.expect("a table");
+    let advice = operator.advice().await.expect("looked");
+    assert!(
+        advice.iter().any(|text| text.contains("above 9223372036854775807")),
+        "{advice:?}"
+    );
+}
+
+/// Ids that are made of those of the rows are told, with what makes better ones.
+async fn made_message_ids_are_told(db: &impl Harness, key: &str, time: &str) {
+    let sql = format!("CREATE TABLE events (id {key} PRIMARY KEY, payload text, made {time})");
+    let operator = made(db, &sql, OnSent::Delete, &[]).await;
+    let told = async |operator: &Arc<dyn Operator>| {
+        let advice = operator.advice().await.expect("looked");
+        advice.into_iter().find(|text| text.contains("rows have no message id"))
+    };
+    let advice = told(&operator).await.expect("advice");
+    assert!(!advice.contains("second"), "{advice}");
+    let columns = operator.columns().await.expect("looked").expect("named");
+    assert!(columns.contains("message_id ← made of"), "{columns}");
+    let open = |variables: &[(&str, &str)]| {
+        let variables = [&[("RELAY_ROUTING_KEY", "r")], variables].concat();
+        let options = StoreOptions {
+            mapping: mapping(&variables),
+            ..options("events", OnSent::Delete)
+        };
+        store::open_operator(&db.url(), options).expect("a good URL")
+    };
+    let timed = open(&[("RELAY_COLUMN_CREATED_AT", "made")]);
+    assert!(
+        told(&timed)
+            .await
+            .is_some_and(|advice| advice.contains("in the same second"))
+    );
+    assert_eq!(
+        told(&open(&[("RELAY_COLUMN_MESSAGE_ID", "-")])).await,
+        None,
+        "it is known"
+    );
+    let Some((_, mend)) = advice.split_once(", or ALTER TABLE") else {
+        return;
+    };
+    db.execute(&format!("ALTER TABLE{mend}")).await;
+    operator.inspect().await.expect("a table");
+    assert_eq!(told(&operator).await, None);
+}
+
+#[tokio::test]
+async fn made_message_ids_are_told_on_postgres() {
+    made_message_ids_are_told(&Postgres::fresh().await, "bigserial", "timestamptz").await;
+}
+
+#[tokio::test]
+async fn made_message_ids_are_told_on_mariadb() {
+    made_message_ids_are_told(&MariaDb::fresh().await, "bigint AUTO_INCREMENT", "timestamp NULL").await;
+}
+
+#[tokio::test]
+async fn made_message_ids_are_told_on_sqlite() {
+    let db = Sqlite::fresh().await;
+    let sql = "CREATE TABLE events (id INTEGER PRIMARY KEY AUTOINCREMENT, payload TEXT)";
+    let operator = made(&db, sql, OnSent::Delete, &[]).await;
+    let advice = operator.advice().await.expect("looked");
+    assert!(
+        advice.iter().any(|text| text.contains("rows have no message id")),
+        "{advice:?}"
+    );
+}

@@ -135,7 +135,7 @@ async fn what_is_no_outbox_is_refused() {
     let read_only = Secret::new(format!("{}?options=-c%20default_transaction_read_only%3Don", db.url));
     let store = store::open(&read_only, options("outbox", OnSent::Mark)).expect("a store");
     let error = store.inspect().await.expect_err("read-only");
-    assert!(matches!(error, StoreError::Denied(_)), "{error:?}");
+    assert!(matches!(error, StoreError::ReadOnly(_)), "{error:?}");
 }
 
 #[tokio::test]

@@ -252,7 +252,7 @@ async fn files_that_will_not_do_are_explained() {
     );
     db.migrated().await;
     let error = inspect(format!("sqlite://{}?mode=ro", db.file().display())).await;
-    assert!(matches!(&error, StoreError::Denied(_)), "{error:?}");
+    assert!(matches!(&error, StoreError::ReadOnly(_)), "{error:?}");
     let error = store::open(&db.url(), options("app.outbox", OnSent::Mark))
         .expect("a store")
         .inspect()
@@ -266,6 +266,34 @@ async fn files_that_will_not_do_are_explained() {
     assert!(
         matches!(&error, Err(StoreError::Failed(text)) if text.contains("is a view")),
         "{error:?}"
+    );
+}
+
+/// What is open would stay with the old file, and see nothing of what is committed to the new one.
+#[tokio::test]
+async fn a_file_that_is_replaced_is_noticed_and_not_mistaken() {
+    let db = Sqlite::fresh().await;
+    let store = db.migrated().await;
+    db.insert(&["a"]).await;
+    assert_eq!(head_ids(&store).await, [1]);
+    // Nothing is left beside it that belongs to it.
+    store.close().await;
+    let kept = db.folder.path().join("kept.db");
+    std::fs::rename(db.file(), &kept).expect("moved");
+    let refused = async || {
+        let error = store.mark_sent(&confirmed([1])).await.expect_err("another file");
+        matches!(&error, StoreError::Unavailable(text) if text.contains("restart the relay"))
+    };
+    assert!(refused().await, "it is gone");
+    db.migrated().await.close().await;
+    db.insert(&["b"]).await;
+    assert!(refused().await, "row 1 is another one there");
+    assert_eq!(head_ids(&db.store()).await, [1], "a relay that is started anew has it");
+    std::fs::rename(&kept, db.file()).expect("moved back");
+    assert_eq!(
+        store.mark_sent(&confirmed([1])).await.expect("marked"),
+        1,
+        "the file that it was"
     );
 }
 
