@@ -26,7 +26,7 @@ exchange = RabbitExchange(os.environ["EXCHANGE"], declare=False)
 @outbox.subscriber(
     "bench",
     max_workers=WORKERS,
-    fetch_batch_size=1000,
+    fetch_batch_size=5000,
     min_fetch_interval=0.01,
     terminal_flush_batch_size=100,
 )
