@@ -89,8 +89,8 @@ impl BatchReport {
         }
     }
 
-    /// The connection must be retired, and nobody knows what became of those of these messages that were sent: they are those
-    /// whose `copies` say so.
+    /// The connection must be retired, and nobody knows what became of these messages, unless their `copies` say that none was
+    /// sent.
     fn broken(&mut self, doubt: Doubt, messages: impl IntoIterator<Item = Arc<Message>>, why: String) {
         let unknown = messages.into_iter().map(|message| {
             let unsent = message.copies.none_of_this_relay();

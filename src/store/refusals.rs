@@ -5,7 +5,9 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::StoreError;
+use super::secure::cut_off;
 use super::slot::Verdict;
+use crate::config::Tls;
 
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
@@ -43,12 +45,29 @@ impl Refusals {
         }
     }
 
-    /// A connection was not made, for this reason; the error for the caller.
-    pub(super) fn note(&self, verdict: Verdict) -> StoreError {
-        if let (true, StoreError::Unavailable(text)) = (verdict.refused, &verdict.error) {
-            self.note_at(text.clone(), Instant::now());
+    /// What is to be made of an attempt to connect; `classify` knows the database's errors.
+    ///
+    /// # Errors
+    /// Why no connection was made.
+    pub(super) fn judged<C>(
+        &self,
+        attempt: Result<C, sqlx::Error>,
+        tls: &Tls,
+        classify: impl FnOnce(&sqlx::Error) -> Verdict,
+    ) -> Result<C, StoreError> {
+        match attempt {
+            Ok(connection) => {
+                self.forget();
+                Ok(connection)
+            }
+            Err(error) => {
+                let verdict = cut_off(&error, tls).unwrap_or_else(|| classify(&error));
+                if let (true, StoreError::Unavailable(text)) = (verdict.refused, &verdict.error) {
+                    self.note_at(text.clone(), Instant::now());
+                }
+                Err(verdict.error)
+            }
         }
-        verdict.error
     }
 
     fn note_at(&self, text: String, now: Instant) {
@@ -62,8 +81,7 @@ impl Refusals {
         *last = Some(Refused { text, tries, until });
     }
 
-    /// A connection was made.
-    pub(super) fn forget(&self) {
+    fn forget(&self) {
         *self.lock() = None;
     }
 

@@ -353,6 +353,6 @@ pub(super) fn soft_error(error: &lapin::Error) -> Option<(u16, String)> {
 }
 
 /// Nothing that can panic runs under these locks, so a poisoned one is still sound.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -228,8 +228,8 @@ impl AmqpLane {
                 self.one_by_one(self.groups(&messages), &mut report).await;
                 self.trust_confirmed(&batch, &report);
             }
-            Some(Err(error)) => report.broken(Doubt::Unsent, batch, error),
-            None => report.broken(Doubt::Unsent, batch, "no answer about an exchange".to_owned()),
+            Some(Err(error)) => report.broken(Doubt::Disconnected, batch, error),
+            None => report.broken(Doubt::Disconnected, batch, "no answer about an exchange".to_owned()),
         }
         self.conclude(report)
     }
@@ -244,19 +244,16 @@ impl AmqpLane {
             let (settled, unsettled) = answers::judge(group, heard, false, self.own_headers.dedup.is_some());
             report.outcomes.extend(settled);
             group = unsettled;
-        } else {
-            group = group.into_iter().map(answers::perhaps_there).collect();
         }
-        report.broken(doubt, group, why.clone());
+        // Where all can be seen it is known by now, and what was being sent had nothing to be answered.
+        let perhaps_sent = |group: Group| match seen {
+            true => group,
+            false => group.into_iter().map(answers::perhaps_there).collect(),
+        };
+        report.broken(doubt, perhaps_sent(group), why.clone());
         if let Some(sending) = self.sending.take() {
             report.batches += 1;
-            let batch = Arc::unwrap_or_clone(sending.batch).into_iter();
-            if seen {
-                // There was nothing to be answered.
-                report.broken(Doubt::Unsent, batch, why);
-            } else {
-                report.broken(doubt, batch.map(answers::perhaps_there), why);
-            }
+            report.broken(doubt, perhaps_sent(Arc::unwrap_or_clone(sending.batch)), why);
         }
         self.conclude(report)
     }
@@ -267,7 +264,7 @@ impl AmqpLane {
         if let Some(why) = report.broken.clone() {
             for batch in self.waiting.drain(..) {
                 report.batches += 1;
-                report.broken(Doubt::Unsent, batch, why.clone());
+                report.broken(Doubt::Disconnected, batch, why.clone());
             }
         }
         report

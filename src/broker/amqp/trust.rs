@@ -6,12 +6,12 @@
 //! And what was refused a moment ago is not asked again: the broker's word holds for some seconds, for all lanes.
 
 use std::collections::{HashSet, VecDeque};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use crate::message::{Message, RowId};
 
-use super::connection::ACCESS_REFUSED;
+use super::connection::{ACCESS_REFUSED, lock};
 
 /// How long what the broker refused, or has not, is not asked for again.
 pub(super) const HOLDS: Duration = Duration::from_secs(3);
@@ -226,9 +226,4 @@ impl Trust {
             .known
             .retain(|refusal| !(over(refusal) && refusal.what.is_about(message)));
     }
-}
-
-/// Nothing that can panic runs under these locks, so a poisoned one is still sound.
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

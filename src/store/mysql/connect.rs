@@ -9,7 +9,7 @@ use super::error::classify;
 use crate::config::{Secret, Tls, database_url_now};
 use crate::store::StoreError;
 use crate::store::refusals::Refusals;
-use crate::store::secure::{Given, cut_off, is_exposed, must_verify, needs_authorities, pems};
+use crate::store::secure::{Given, is_exposed, must_verify, needs_authorities, pems};
 use crate::store::url::readable;
 
 /// What may stand in a URL's query: the driver knows more, but character set, time zone and mode are the relay's.
@@ -116,16 +116,7 @@ impl Connector {
             sqlx::raw_sql(AssertSqlSafe(session)).execute(&mut connection).await?;
             Ok(connection)
         };
-        match connected.await {
-            Ok(connection) => {
-                self.refusals.forget();
-                Ok(connection)
-            }
-            Err(error) => {
-                let verdict = cut_off(&error, &self.tls).unwrap_or_else(|| classify(&error));
-                Err(self.refusals.note(verdict))
-            }
-        }
+        self.refusals.judged(connected.await, &self.tls, classify)
     }
 }
 

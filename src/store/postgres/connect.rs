@@ -11,7 +11,7 @@ use super::error::{STARTUP_REFUSED, classify};
 use crate::config::{Secret, Tls, database_url_now};
 use crate::store::StoreError;
 use crate::store::refusals::Refusals;
-use crate::store::secure::{Given, cut_off, is_exposed, must_verify, needs_authorities, pems};
+use crate::store::secure::{Given, is_exposed, must_verify, needs_authorities, pems};
 use crate::store::url::readable;
 
 const APPLICATION_NAME: &str = "outbox-relay";
@@ -120,16 +120,7 @@ impl Connector {
 
     /// What is to be made of an attempt to connect.
     pub(super) fn judged<C>(&self, attempt: Result<C, sqlx::Error>) -> Result<C, StoreError> {
-        match attempt {
-            Ok(connection) => {
-                self.refusals.forget();
-                Ok(connection)
-            }
-            Err(error) => {
-                let verdict = cut_off(&error, &self.tls).unwrap_or_else(|| classify(&error));
-                Err(self.refusals.note(verdict))
-            }
-        }
+        self.refusals.judged(attempt, &self.tls, classify)
     }
 
     fn note_pooler(&self) {

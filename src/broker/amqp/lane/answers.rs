@@ -175,8 +175,8 @@ pub(super) async fn all_here(answers: &mut [Answer]) {
     }
 }
 
-/// Separates the messages whose fate is certain from the others, which keep their order; their `copies` say whether they were sent. `answers` are all that came
-/// since nothing was on its way on the channel; `complete`: nothing is on its way now.
+/// Separates the messages whose fate is certain from the others, which keep their order; their `copies` say whether they were
+/// sent. `answers` are all that came since nothing was on its way on the channel; `complete`: nothing is on its way now.
 ///
 /// Otherwise a return may not have been attached to any answer yet, and only an ack that came without any return is
 /// plainly one: every return is here before the answer to its own message, so that it was attached to an earlier one.
