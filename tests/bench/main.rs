@@ -106,10 +106,15 @@ async fn main() {
 
     let strains: Vec<_> = STRAINS.iter().filter(|(name, _)| chosen(name)).collect();
     if !strains.is_empty() {
+        let mut purged = Vec::new();
         report::strain_header();
         for (name, strain) in strains {
             let measured = strain.run(&mut stage, rows, pairs.div_ceil(2)).await;
             report::strain_line(name, &measured);
+            purged.extend(measured.iter().filter_map(|strained| strained.purged));
+        }
+        if !purged.is_empty() {
+            report::purge_line(&purged);
         }
         println!();
     }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::drain::Pair;
-use crate::strain::Strained;
+use crate::strain::{Purged, Strained};
 
 pub(crate) fn drain_header() {
     println!(
@@ -65,6 +65,18 @@ pub(crate) fn strain_line(name: &str, measured: &[Strained]) {
         spread(&|strained| strained.without, 0),
         spread(&|strained| strained.under, 0),
         spread(&|strained| strained.under / strained.without, 2),
+    );
+}
+
+/// Below the table: a purge that keeps up deletes as many rows a second as are sent.
+pub(crate) fn purge_line(purged: &[Purged]) {
+    let spread = |value: &dyn Fn(&Purged) -> f64, digits| Spread::of(purged.iter().map(value)).text(digits);
+    println!(
+        "purge: {} old rows a second while others were sent; the {} left then went in {} s, {} a second",
+        spread(&|purged| purged.meanwhile, 0),
+        spread(&|purged| purged.left, 0),
+        spread(&|purged| purged.afterwards.as_secs_f64(), 1),
+        spread(&|purged| purged.left / purged.afterwards.as_secs_f64(), 0),
     );
 }
 
