@@ -18,6 +18,7 @@ mod latency;
 mod memory;
 mod others;
 mod procfs;
+mod queue;
 mod report;
 mod stage;
 mod start;
@@ -72,7 +73,8 @@ async fn main() {
 
     if arguments.others {
         println!("Drain PostgreSQL into a quorum queue, {rows} rows of 256 bytes, {pairs} rounds;");
-        println!("rates from the first message in the queue to the last; median, and least to most in brackets.\n");
+        println!("rates, and the ceilings' before and after each, from the first message in the queue to the last;");
+        println!("median, and least to most in brackets.\n");
         others::compare(&mut stage, rows, pairs).await;
         return;
     }

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::drain::Pair;
+use crate::others::Compared;
 use crate::strain::{Purged, Strained};
 
 pub(crate) fn drain_header() {
@@ -29,27 +30,18 @@ pub(crate) fn drain_line(name: &str, pairs: &[Pair]) {
     );
 }
 
-/// One drain of one relay.
-pub(crate) struct Compared {
-    /// Messages a second.
-    pub(crate) rate: f64,
-    /// The same, of the ceiling right before.
-    pub(crate) of_ceiling: f64,
-    /// User and system.
-    pub(crate) cpu_a_message: Duration,
-    pub(crate) peak_mib: f64,
-}
-
 pub(crate) fn compared(relays: &[(&str, Vec<Compared>)]) {
-    println!("| relay | msg/s | of the ceiling | CPU µs/message | peak MiB |\n|---|---|---|---|---|");
+    println!(
+        "| relay | msg/s | of the ceiling | CPU µs/message, its start included | peak MiB |\n|---|---|---|---|---|"
+    );
     for (name, drains) in relays {
         let spread = |value: &dyn Fn(&Compared) -> f64, digits| Spread::of(drains.iter().map(value)).text(digits);
         println!(
             "| {name} | {} | {} | {} | {} |",
-            spread(&|drain| drain.rate, 0),
-            spread(&|drain| drain.of_ceiling, 2),
-            spread(&|drain| drain.cpu_a_message.as_secs_f64() * 1e6, 1),
-            spread(&|drain| drain.peak_mib, 0),
+            spread(&|drain| drain.relay.rate, 0),
+            spread(&|drain| drain.relay.rate / drain.ceiling, 2),
+            spread(&|drain| drain.relay.cpu_a_message.as_secs_f64() * 1e6, 1),
+            spread(&|drain| drain.relay.peak_mib, 0),
         );
     }
 }
