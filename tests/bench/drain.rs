@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use outbox_relay::metrics::OPERATIONS;
+
 use crate::ceiling::{self, Ceiling, Window};
 use crate::procfs;
 use crate::stage::{ServersCpu, Source, Stage};
@@ -38,6 +40,9 @@ pub(crate) struct Drained {
     /// User and system, until everything was marked.
     pub(crate) cpu_a_message: Duration,
     pub(crate) servers_a_message: ServersCpu,
+    /// Of the database, by kind as in `OPERATIONS`, for a thousand messages. For PostgreSQL each is a statement and a round
+    /// trip (the lease's several statements go in one message).
+    pub(crate) operations_a_thousand: [f64; OPERATIONS.len()],
     pub(crate) peak_mib: f64,
 }
 
@@ -172,7 +177,9 @@ impl Running {
         .await;
         let (cpu_after, servers_after) = (procfs::cpu(pid), stage.cpu(*source));
         // Where more rows wait, more have been sent meanwhile.
-        let count = (Look::at(relay).await.published() - first.published()).max(1.0);
+        let end = Look::at(relay).await;
+        let count = (end.published() - first.published()).max(1.0);
+        let operations = OPERATIONS.map(|kind| end.operations(kind) - first.operations(kind));
         let a_message = |after: Duration, before| after.saturating_sub(before).div_f64(count);
         let seconds = last.confirmed_at() - first.confirmed_at();
         Drained {
@@ -183,6 +190,7 @@ impl Running {
                 database: a_message(servers_after.database, servers.database),
                 broker: a_message(servers_after.broker, servers.broker),
             },
+            operations_a_thousand: operations.map(|number| 1_000.0 * number / count),
             peak_mib: procfs::memory_mib(pid, "VmHWM"),
         }
     }
@@ -229,6 +237,12 @@ impl Look {
     /// Old rows that were deleted.
     pub(crate) fn purged(&self) -> f64 {
         self.number("outbox_relay_rows_purged_total")
+    }
+
+    /// Operations of a kind that the database was asked for.
+    fn operations(&self, kind: &str) -> f64 {
+        let count = "outbox_relay_store_operation_duration_seconds_count";
+        self.number(&format!("{count}{{operation=\"{kind}\"}}"))
     }
 
     fn number(&self, series: &str) -> f64 {

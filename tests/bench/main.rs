@@ -84,9 +84,15 @@ async fn main() {
         println!("Drain, {rows} rows of 256 bytes (hot-key-strict: a tenth of them), {pairs} pairs;");
         println!("rates from the first confirm to the last; median, and least to most in brackets.\n");
         report::drain_header();
+        let mut measured = Vec::new();
         for drain in drains {
             let pairs = drain.run(&mut stage, rows, pairs).await;
             report::drain_line(drain.name, &pairs);
+            measured.push((drain.name, pairs));
+        }
+        println!("\nDatabase operations for a thousand messages; in PostgreSQL each is a statement and a round trip:");
+        for (name, pairs) in &measured {
+            report::operations_line(name, pairs);
         }
         println!();
     }

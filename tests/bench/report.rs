@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use outbox_relay::metrics::OPERATIONS;
+
 use crate::drain::Pair;
 use crate::others::Compared;
 use crate::strain::{Purged, Strained};
@@ -27,6 +29,30 @@ pub(crate) fn drain_line(name: &str, pairs: &[Pair]) {
         spread(&|pair| micros(pair.relay.servers_a_message.broker), 1),
         spread(&|pair| micros(pair.ceiling.cpu_a_message), 1),
         spread(&|pair| micros(pair.ceiling.broker_cpu_a_message), 1),
+    );
+}
+
+/// How often the relay asks the database, all together and by kind; kinds that are hardly ever asked for are left out.
+pub(crate) fn operations_line(name: &str, pairs: &[Pair]) {
+    let all = |pair: &Pair| pair.relay.operations_a_thousand.iter().sum();
+    let mut kinds: Vec<(&str, f64)> = OPERATIONS
+        .into_iter()
+        .enumerate()
+        .map(|(index, kind)| {
+            let values = pairs.iter().map(|pair| pair.relay.operations_a_thousand[index]);
+            (kind, Spread::of(values).median())
+        })
+        .filter(|(_, median)| *median >= 0.01)
+        .collect();
+    kinds.sort_by(|one, other| other.1.total_cmp(&one.1));
+    let kinds: Vec<_> = kinds
+        .iter()
+        .map(|(kind, median)| format!("{kind} {median:.2}"))
+        .collect();
+    println!(
+        "{name}: {} ({})",
+        Spread::of(pairs.iter().map(all)).text(2),
+        kinds.join(", ")
     );
 }
 
