@@ -64,7 +64,7 @@ async fn main() {
     let arguments = Arguments::parse();
     let quick = arguments.quick;
     let chosen = |name: &str| name.contains(&arguments.only);
-    let rows = arguments.rows.unwrap_or(if quick { 5_000 } else { 100_000 });
+    let rows = arguments.rows.unwrap_or(if quick { 2_000 } else { 100_000 });
     let pairs = arguments.pairs.unwrap_or(if quick { 1 } else { 5 }).max(1);
 
     let mut stage = Stage::start().await;
