@@ -75,7 +75,7 @@ async fn main() {
         println!("Drain PostgreSQL into a quorum queue, {rows} rows of 256 bytes, {pairs} rounds;");
         println!("rates, and the ceilings' before and after each, from the first message in the queue to the last;");
         println!("median, and least to most in brackets.\n");
-        others::compare(&mut stage, rows, pairs).await;
+        others::compare(&mut stage, &arguments.only, rows, pairs).await;
         return;
     }
 

@@ -54,7 +54,7 @@ enum Program {
     Python(&'static str),
 }
 
-const OTHERS: [Other; 3] = [
+static OTHERS: [Other; 3] = [
     Other {
         name: "mq-bridge-app (deletes; no order)",
         table: "mq_bridge",
@@ -85,24 +85,25 @@ const OWN: [(&str, &str); 2] = [
     ("outbox-relay, `delete` (order per key)", "delete"),
 ];
 
-/// Each so many times, by turns; prints a table.
-pub(crate) async fn compare(stage: &mut Stage, rows: usize, rounds: usize) {
-    for other in &OTHERS {
-        other.create_table(stage).await;
+/// Those with `only` in their name, each so many times, by turns; prints a table.
+pub(crate) async fn compare(stage: &mut Stage, only: &str, rows: usize, rounds: usize) {
+    let own = OWN.iter().map(|(name, on_sent)| (*name, Contender::Own(on_sent)));
+    let others = OTHERS.iter().map(|other| (other.name, Contender::Other(other)));
+    let chosen: Vec<_> = own.chain(others).filter(|(name, _)| name.contains(only)).collect();
+    for (_, contender) in &chosen {
+        if let Contender::Other(other) = contender {
+            other.create_table(stage).await;
+        }
     }
-    let names = OWN
-        .iter()
-        .map(|(name, _)| *name)
-        .chain(OTHERS.iter().map(|other| other.name));
-    let mut compared: Vec<_> = names.map(|name| (name, Vec::new())).collect();
+    let mut compared: Vec<_> = chosen.iter().map(|(name, _)| (*name, Vec::new())).collect();
     let mut before = ceiling(stage, rows).await;
     for round in 0..rounds {
-        for turn in 0..compared.len() {
+        for turn in 0..chosen.len() {
             // Another one is first in each round: the machine's pace drifts.
-            let index = (round + turn) % compared.len();
-            let running = match OWN.get(index) {
-                Some((_, on_sent)) => own(stage, on_sent, rows).await,
-                None => OTHERS[index - OWN.len()].start(stage, rows).await,
+            let index = (round + turn) % chosen.len();
+            let running = match chosen[index].1 {
+                Contender::Own(on_sent) => start_own(stage, on_sent, rows).await,
+                Contender::Other(other) => other.start(stage, rows).await,
             };
             let relay = running.measure(stage, rows).await;
             let after = ceiling(stage, rows).await;
@@ -112,6 +113,12 @@ pub(crate) async fn compare(stage: &mut Stage, rows: usize, rounds: usize) {
         }
     }
     report::compared(&compared);
+}
+
+enum Contender {
+    /// This one: what it does with rows that were sent.
+    Own(&'static str),
+    Other(&'static Other),
 }
 
 /// Messages a second, as the queue shows it of the relays.
@@ -133,7 +140,7 @@ struct Running {
     _folder: Option<tempfile::TempDir>,
 }
 
-async fn own(stage: &mut Stage, on_sent: &str, rows: usize) -> Running {
+async fn start_own(stage: &mut Stage, on_sent: &str, rows: usize) -> Running {
     stage.load(Source::Postgres, rows, KEYS).await;
     let name = stage.new_queue(Kind::Quorum).await;
     let relay = stage
