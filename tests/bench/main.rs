@@ -3,6 +3,22 @@
 //! `cargo bench` runs everything, `cargo bench -- --quick` only shows that it runs. Servers are private ones, started
 //! here; the relay is the real binary, and a drain's has the `RELAY_*` variables of the caller, so that other settings can
 //! be tried. The machine is never quiet enough for absolute figures: read the ratios.
+//!
+//! `cargo bench --profile dev -- --quick` takes the build of the tests, which is what `.ci/run` does.
+//!
+//! Where the relay's time goes, function by function, tells `perf` (Debian's `linux-perf`) from a release that has kept its
+//! symbols. In one terminal, with frame pointers for whole stacks at little cost:
+//!
+//! ```sh
+//! export CARGO_PROFILE_RELEASE_STRIP=none CARGO_PROFILE_RELEASE_DEBUG=1 RUSTFLAGS="-C force-frame-pointers=yes"
+//! cargo bench --target-dir target/profile -- --only quorum-mark --rows 500000
+//! ```
+//!
+//! and in another, once the relay runs (ceilings are measured before and after it, in the benchmark's own process):
+//!
+//! ```sh
+//! perf record -g -p "$(pidof outbox-relay)" -- sleep 5 && perf report --no-children
+//! ```
 
 #![allow(clippy::unwrap_used, clippy::expect_used)] // what goes wrong here is to be seen
 
@@ -51,7 +67,7 @@ struct Arguments {
     /// How often the relay is measured, each time between two ceilings
     #[arg(long)]
     pairs: Option<usize>,
-    /// Only the comparison with other relays: run tests/bench/others/install.sh first
+    /// Only the comparison with other relays, or those of them that `--only` names: run tests/bench/others/install.sh first
     #[arg(long)]
     others: bool,
     /// What cargo calls every benchmark with
