@@ -40,8 +40,8 @@ pub(crate) struct Drained {
     /// User and system, until everything was marked.
     pub(crate) cpu_a_message: Duration,
     pub(crate) servers_a_message: ServersCpu,
-    /// Of the database, by kind as in `OPERATIONS`, for a thousand messages. For PostgreSQL each is a statement and a round
-    /// trip (the lease's several statements go in one message).
+    /// Of the database, by kind as in `OPERATIONS`, for a thousand messages. For PostgreSQL each is a statement and a
+    /// round trip (the lease's several statements go in one message).
     pub(crate) operations_a_thousand: [f64; OPERATIONS.len()],
     pub(crate) peak_mib: f64,
 }

@@ -6,8 +6,8 @@
 //!
 //! `cargo bench --profile dev -- --quick` takes the build of the tests, which is what `.ci/run` does.
 //!
-//! Where the relay's time goes, function by function, tells `perf` (Debian's `linux-perf`) from a release that has kept its
-//! symbols. In one terminal, with frame pointers for whole stacks at little cost:
+//! Where the relay's time goes, function by function, tells `perf` (Debian's `linux-perf`) from a release that has kept
+//! its symbols. In one terminal, with frame pointers for whole stacks at little cost:
 //!
 //! ```sh
 //! export CARGO_PROFILE_RELEASE_STRIP=none CARGO_PROFILE_RELEASE_DEBUG=1 RUSTFLAGS="-C force-frame-pointers=yes"
@@ -67,7 +67,7 @@ struct Arguments {
     /// How often the relay is measured, each time between two ceilings
     #[arg(long)]
     pairs: Option<usize>,
-    /// Only the comparison with other relays, or those of them that `--only` names: run tests/bench/others/install.sh first
+    /// Only the comparison with other relays, all or those of `--only`: run tests/bench/others/install.sh first
     #[arg(long)]
     others: bool,
     /// What cargo calls every benchmark with

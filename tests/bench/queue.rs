@@ -6,7 +6,8 @@ use lapin::options::QueueDeclareOptions;
 use lapin::types::FieldTable;
 use lapin::{Channel, Connection, ConnectionProperties};
 
-/// Between two looks: 100,000 messages take some hundred of them, and each costs the broker a fraction of a millisecond.
+/// Between two looks: 100,000 messages take some hundred of them, and each costs the broker a fraction of a
+/// millisecond.
 const LOOK: Duration = Duration::from_millis(5);
 
 /// All may take this long.
@@ -34,8 +35,8 @@ impl Queue {
         self.connection.close(200, "".into()).await.expect("it closes");
     }
 
-    /// Messages a second, from the first look that finds any to the one that finds so many. `goes_on` panics when there is
-    /// nothing to wait for any more.
+    /// Messages a second, from the first look that finds any to the one that finds so many. `goes_on` panics when there
+    /// is nothing to wait for any more.
     pub(crate) async fn rate(&self, count: usize, goes_on: impl Fn()) -> f64 {
         let (first, began) = self.reached(1, &goes_on).await;
         let (all, ended) = self.reached(count, &goes_on).await;

@@ -17,8 +17,8 @@ const OLD: &str = "SELECT count(*) FROM outbox WHERE sent_at < now() - interval 
 /// What is in the way.
 #[derive(Clone, Copy)]
 pub(crate) enum Strain {
-    /// Fifty times the rows were sent and are kept, and ten times wait, of which the first rows are sent; against the same
-    /// number in a table of their own.
+    /// Fifty times the rows were sent and are kept, and ten times wait, of which the first rows are sent; against the
+    /// same number in a table of their own.
     FullTable,
     /// A snapshot is open while twenty times the rows are sent.
     Snapshot,
@@ -82,8 +82,8 @@ impl Strain {
             Self::FullTable => {
                 sent(stage, 50 * rows, "1 hour").await;
                 waiting(stage, 10 * rows).await;
-                // As many as without: a drain that lasts ten times as long has another share of start, end and pauses of
-                // the servers (checkpoints, autovacuum).
+                // As many as without: a drain that lasts ten times as long has another share of start, end and pauses
+                // of the servers (checkpoints, autovacuum).
                 rate(stage, "off", rows).await
             }
             Self::Snapshot => {
