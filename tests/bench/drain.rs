@@ -1,20 +1,19 @@
 //! A full table is drained: how fast, beside the ceiling, and at what cost.
 
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
+
+use outbox_relay::metrics::OPERATIONS;
 
 use crate::ceiling::{self, Ceiling, Window};
 use crate::procfs;
 use crate::stage::{ServersCpu, Source, Stage};
-use crate::support::{Kind, Relay, until};
+use crate::support::{Kind, Relay, http, until};
 
 /// A drain may take this long.
 const TIMEOUT: Duration = Duration::from_secs(600);
 
 /// Between two looks at the relay: each costs it a fraction of a millisecond.
-const LOOK: Duration = Duration::from_millis(100);
-
-const PUBLISHED: &str = "outbox_relay_messages_published_total";
-const LAST_PUBLISH: &str = "outbox_relay_last_publish_timestamp_seconds";
+pub(crate) const LOOK: Duration = Duration::from_millis(100);
 
 /// One scenario.
 pub(crate) struct Drain {
@@ -36,9 +35,14 @@ pub(crate) struct Pair {
 pub(crate) struct Drained {
     /// Messages a second, from the first confirm to the last.
     pub(crate) rate: f64,
+    /// Old rows deleted a second, in the same time.
+    pub(crate) purge_rate: f64,
     /// User and system, until everything was marked.
     pub(crate) cpu_a_message: Duration,
     pub(crate) servers_a_message: ServersCpu,
+    /// Of the database, by kind as in `OPERATIONS`, for a thousand messages. For PostgreSQL each is a statement and a
+    /// round trip (the lease's several statements go in one message).
+    pub(crate) operations_a_thousand: [f64; OPERATIONS.len()],
     pub(crate) peak_mib: f64,
 }
 
@@ -126,56 +130,122 @@ impl Drain {
 
 /// Runs a relay until it has sent and marked so many rows; others may be left.
 pub(crate) async fn drain(stage: &mut Stage, source: Source, settings: &[(&str, &str)], rows: usize) -> Drained {
-    let left = stage.unsent(source).await - rows as i64;
-    let command = stage.relay(source);
-    let command = settings
-        .iter()
-        .fold(command, |command, (name, value)| command.env(name, value));
-    // Other settings can be tried: `RELAY_PUBLISH_IN_FLIGHT=2000 cargo bench -- --only quorum-mark`.
-    let command = std::env::vars()
-        .filter(|(name, _)| name.starts_with("RELAY_"))
-        .fold(command, |command, (name, value)| command.env(&name, &value));
-    let mut relay = command.spawn();
-    let pid = relay.pid();
-    // A first look once something is confirmed; the end is told by the relay itself.
-    let first = relay
-        .wait_metric(PUBLISHED, |count| count > 0.0, Duration::from_secs(60))
-        .await;
-    let (began, cpu, servers) = (unix_now(), procfs::cpu(pid), stage.cpu(source));
-    until("everything is confirmed", TIMEOUT, async || {
-        tokio::time::sleep(LOOK).await;
-        number(&relay, PUBLISHED).await >= rows as f64
-    })
-    .await;
-    let ended = number(&relay, LAST_PUBLISH).await;
-    until("everything is marked", TIMEOUT, async || {
-        stage.unsent(source).await <= left
-    })
-    .await;
-    let count = (rows as f64 - first).max(1.0);
-    let servers_after = stage.cpu(source);
-    let a_message = |after: Duration, before| after.saturating_sub(before).div_f64(count);
-    let drained = Drained {
-        rate: count / (ended - began),
-        cpu_a_message: a_message(procfs::cpu(pid), cpu),
-        servers_a_message: ServersCpu {
-            database: a_message(servers_after.database, servers.database),
-            broker: a_message(servers_after.broker, servers.broker),
-        },
-        peak_mib: procfs::memory_mib(pid, "VmHWM"),
-    };
-    relay.sigterm();
-    assert!(relay.wait(Duration::from_secs(30)).await.success());
+    let running = Running::start(stage, source, settings, rows).await;
+    let drained = running.drained(stage).await;
+    running.stop().await;
     drained
 }
 
-async fn number(relay: &Relay, series: &str) -> f64 {
-    relay.metric(series).await.expect("a metric of the relay")
+/// A relay that was started to send so many rows.
+pub(crate) struct Running {
+    pub(crate) relay: Relay,
+    source: Source,
+    rows: usize,
+    /// Rows that are unsent when it has.
+    left: i64,
 }
 
-fn unix_now() -> f64 {
-    SystemTime::now()
-        .duration_since(SystemTime::UNIX_EPOCH)
-        .expect("after 1970")
-        .as_secs_f64()
+impl Running {
+    pub(crate) async fn start(stage: &mut Stage, source: Source, settings: &[(&str, &str)], rows: usize) -> Self {
+        let left = stage.unsent(source).await - rows as i64;
+        let command = stage.relay(source);
+        let command = settings
+            .iter()
+            .fold(command, |command, (name, value)| command.env(name, value));
+        // Other settings can be tried: `RELAY_PUBLISH_IN_FLIGHT=2000 cargo bench -- --only quorum-mark`.
+        let command = std::env::vars()
+            .filter(|(name, _)| name.starts_with("RELAY_"))
+            .fold(command, |command, (name, value)| command.env(&name, &value));
+        Self {
+            relay: command.spawn(),
+            source,
+            rows,
+            left,
+        }
+    }
+
+    /// Waits until the rows are sent and marked.
+    pub(crate) async fn drained(&self, stage: &mut Stage) -> Drained {
+        let Self { relay, source, .. } = self;
+        let (pid, rows) = (relay.pid(), self.rows as f64);
+        let first = Look::once(relay, Duration::ZERO, |look| look.published() > 0.0).await;
+        let (cpu, servers) = (procfs::cpu(pid), stage.cpu(*source));
+        let last = Look::once(relay, LOOK, |look| look.published() >= rows).await;
+        until("everything is marked", TIMEOUT, async || {
+            stage.unsent(*source).await <= self.left
+        })
+        .await;
+        let (cpu_after, servers_after) = (procfs::cpu(pid), stage.cpu(*source));
+        // Where more rows wait, more have been sent meanwhile.
+        let end = Look::at(relay).await;
+        let count = (end.published() - first.published()).max(1.0);
+        let operations = OPERATIONS.map(|kind| end.operations(kind) - first.operations(kind));
+        let a_message = |after: Duration, before| after.saturating_sub(before).div_f64(count);
+        let seconds = last.confirmed_at() - first.confirmed_at();
+        Drained {
+            rate: (last.published() - first.published()) / seconds,
+            purge_rate: (last.purged() - first.purged()) / seconds,
+            cpu_a_message: a_message(cpu_after, cpu),
+            servers_a_message: ServersCpu {
+                database: a_message(servers_after.database, servers.database),
+                broker: a_message(servers_after.broker, servers.broker),
+            },
+            operations_a_thousand: operations.map(|number| 1_000.0 * number / count),
+            peak_mib: procfs::memory_mib(pid, "VmHWM"),
+        }
+    }
+
+    pub(crate) async fn stop(mut self) {
+        self.relay.sigterm();
+        assert!(self.relay.wait(Duration::from_secs(30)).await.success());
+    }
+}
+
+/// What the relay tells of itself, all at one time: in a count and a time of different looks are different messages.
+pub(crate) struct Look(String);
+
+impl Look {
+    pub(crate) async fn at(relay: &Relay) -> Self {
+        Self(relay.get("/metrics").await.1)
+    }
+
+    /// The first that is as it should be.
+    async fn once(relay: &Relay, pause: Duration, good: impl Fn(&Self) -> bool) -> Self {
+        let mut look = Self::at(relay).await;
+        until("the messages are confirmed", TIMEOUT, async || {
+            if good(&look) {
+                return true;
+            }
+            tokio::time::sleep(pause).await;
+            look = Self::at(relay).await;
+            good(&look)
+        })
+        .await;
+        look
+    }
+
+    /// Messages that the broker confirmed.
+    fn published(&self) -> f64 {
+        self.number("outbox_relay_messages_published_total")
+    }
+
+    /// When it confirmed the last of them: unix time in seconds.
+    fn confirmed_at(&self) -> f64 {
+        self.number("outbox_relay_last_publish_timestamp_seconds")
+    }
+
+    /// Old rows that were deleted.
+    pub(crate) fn purged(&self) -> f64 {
+        self.number("outbox_relay_rows_purged_total")
+    }
+
+    /// Operations of a kind that the database was asked for.
+    fn operations(&self, kind: &str) -> f64 {
+        let count = "outbox_relay_store_operation_duration_seconds_count";
+        self.number(&format!("{count}{{operation=\"{kind}\"}}"))
+    }
+
+    fn number(&self, series: &str) -> f64 {
+        http::metric(&self.0, series).expect("a metric of the relay")
+    }
 }

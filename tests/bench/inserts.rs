@@ -18,7 +18,11 @@ pub(crate) async fn measure(stage: &mut Stage, seconds: u64, pairs: usize) -> Ve
         stage.wake_up(true).await;
         let under = rate(stage, Duration::from_secs(seconds)).await;
         stage.wake_up(false).await;
-        measured.push(Strained { without, under });
+        measured.push(Strained {
+            without,
+            under,
+            purged: None,
+        });
     }
     stage.clear().await;
     measured

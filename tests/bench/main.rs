@@ -3,6 +3,22 @@
 //! `cargo bench` runs everything, `cargo bench -- --quick` only shows that it runs. Servers are private ones, started
 //! here; the relay is the real binary, and a drain's has the `RELAY_*` variables of the caller, so that other settings can
 //! be tried. The machine is never quiet enough for absolute figures: read the ratios.
+//!
+//! `cargo bench --profile dev -- --quick` takes the build of the tests, which is what `.ci/run` does.
+//!
+//! Where the relay's time goes, function by function, tells `perf` (Debian's `linux-perf`) from a release that has kept
+//! its symbols. In one terminal, with frame pointers for whole stacks at little cost:
+//!
+//! ```sh
+//! export CARGO_PROFILE_RELEASE_STRIP=none CARGO_PROFILE_RELEASE_DEBUG=1 RUSTFLAGS="-C force-frame-pointers=yes"
+//! cargo bench --target-dir target/profile -- --only quorum-mark --rows 500000
+//! ```
+//!
+//! and in another, once the relay runs (ceilings are measured before and after it, in the benchmark's own process):
+//!
+//! ```sh
+//! perf record -g -p "$(pidof outbox-relay)" -- sleep 5 && perf report --no-children
+//! ```
 
 #![allow(clippy::unwrap_used, clippy::expect_used)] // what goes wrong here is to be seen
 
@@ -18,6 +34,7 @@ mod latency;
 mod memory;
 mod others;
 mod procfs;
+mod queue;
 mod report;
 mod stage;
 mod start;
@@ -50,7 +67,7 @@ struct Arguments {
     /// How often the relay is measured, each time between two ceilings
     #[arg(long)]
     pairs: Option<usize>,
-    /// Only the comparison with other relays: run tests/bench/others/install.sh first
+    /// Only the comparison with other relays, all or those of `--only`: run tests/bench/others/install.sh first
     #[arg(long)]
     others: bool,
     /// What cargo calls every benchmark with
@@ -63,7 +80,7 @@ async fn main() {
     let arguments = Arguments::parse();
     let quick = arguments.quick;
     let chosen = |name: &str| name.contains(&arguments.only);
-    let rows = arguments.rows.unwrap_or(if quick { 5_000 } else { 100_000 });
+    let rows = arguments.rows.unwrap_or(if quick { 2_000 } else { 100_000 });
     let pairs = arguments.pairs.unwrap_or(if quick { 1 } else { 5 }).max(1);
 
     let mut stage = Stage::start().await;
@@ -72,8 +89,9 @@ async fn main() {
 
     if arguments.others {
         println!("Drain PostgreSQL into a quorum queue, {rows} rows of 256 bytes, {pairs} rounds;");
-        println!("rates from the first message in the queue to the last; median, and least to most in brackets.\n");
-        others::compare(&mut stage, rows, pairs).await;
+        println!("rates, and the ceilings' before and after each, from the first message in the queue to the last;");
+        println!("median, and least to most in brackets.\n");
+        others::compare(&mut stage, &arguments.only, rows, pairs).await;
         return;
     }
 
@@ -82,9 +100,15 @@ async fn main() {
         println!("Drain, {rows} rows of 256 bytes (hot-key-strict: a tenth of them), {pairs} pairs;");
         println!("rates from the first confirm to the last; median, and least to most in brackets.\n");
         report::drain_header();
+        let mut measured = Vec::new();
         for drain in drains {
             let pairs = drain.run(&mut stage, rows, pairs).await;
             report::drain_line(drain.name, &pairs);
+            measured.push((drain.name, pairs));
+        }
+        println!("\nDatabase operations for a thousand messages; in PostgreSQL each is a statement and a round trip:");
+        for (name, pairs) in &measured {
+            report::operations_line(name, pairs);
         }
         println!();
     }
@@ -106,10 +130,15 @@ async fn main() {
 
     let strains: Vec<_> = STRAINS.iter().filter(|(name, _)| chosen(name)).collect();
     if !strains.is_empty() {
+        let mut purged = Vec::new();
         report::strain_header();
         for (name, strain) in strains {
             let measured = strain.run(&mut stage, rows, pairs.div_ceil(2)).await;
             report::strain_line(name, &measured);
+            purged.extend(measured.iter().filter_map(|strained| strained.purged));
+        }
+        if !purged.is_empty() {
+            report::purge_line(&purged);
         }
         println!();
     }

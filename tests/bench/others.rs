@@ -2,28 +2,40 @@
 //! got by `tests/bench/others/install.sh`; each has the settings that were quickest here, of those its documentation names.
 
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use lapin::options::QueueDeclareOptions;
-use lapin::types::FieldTable;
-use lapin::{Channel, Connection, ConnectionProperties};
-use tokio::process::{Child, Command};
+use tokio::process::Command;
 
 use crate::ceiling::{self, Window};
 use crate::procfs;
-use crate::report::{self, Compared};
+use crate::queue::Queue;
+use crate::report;
 use crate::stage::{BODY, EXCHANGE, ROUTING_KEY, Source, Stage};
-use crate::support::{Kind, process, until};
-
-/// Between two looks at the queue.
-const LOOK: Duration = Duration::from_millis(10);
+use crate::support::{Kind, Relay, RelayCommand, until};
 
 /// A drain may take this long.
 const TIMEOUT: Duration = Duration::from_secs(600);
 
 /// Different keys of the rows, where a table has any.
 const KEYS: usize = 10_000;
+
+/// A relay may take this long to stop.
+const GRACE: Duration = Duration::from_secs(10);
+
+/// One relay, and the mean of the ceilings right before and after it.
+pub(crate) struct Compared {
+    pub(crate) ceiling: f64,
+    pub(crate) relay: Emptied,
+}
+
+/// What a relay took to empty its table.
+pub(crate) struct Emptied {
+    /// Messages a second.
+    pub(crate) rate: f64,
+    /// User and system, from its start until everything was marked.
+    pub(crate) cpu_a_message: Duration,
+    pub(crate) peak_mib: f64,
+}
 
 /// One that is compared.
 struct Other {
@@ -42,7 +54,7 @@ enum Program {
     Python(&'static str),
 }
 
-const OTHERS: [Other; 3] = [
+static OTHERS: [Other; 3] = [
     Other {
         name: "mq-bridge-app (deletes; no order)",
         table: "mq_bridge",
@@ -54,7 +66,7 @@ const OTHERS: [Other; 3] = [
         name: "txoutbox (deletes; order per key)",
         table: "txoutbox",
         columns: "topic, key, ",
-        values: "'bench', 'key-' || n % 10000, ", // `KEYS`
+        values: "'bench', 'key-' || n % keys, ",
         program: Program::Python("txoutbox_relay.py"),
     },
     Other {
@@ -73,56 +85,73 @@ const OWN: [(&str, &str); 2] = [
     ("outbox-relay, `delete` (order per key)", "delete"),
 ];
 
-/// Each so many times, by turns; prints a table.
-pub(crate) async fn compare(stage: &mut Stage, rows: usize, rounds: usize) {
-    for other in &OTHERS {
-        other.create_table(stage).await;
+/// Those with `only` in their name, each so many times, by turns; prints a table.
+pub(crate) async fn compare(stage: &mut Stage, only: &str, rows: usize, rounds: usize) {
+    let own = OWN.iter().map(|(name, on_sent)| (*name, Contender::Own(on_sent)));
+    let others = OTHERS.iter().map(|other| (other.name, Contender::Other(other)));
+    let chosen: Vec<_> = own.chain(others).filter(|(name, _)| name.contains(only)).collect();
+    for (_, contender) in &chosen {
+        if let Contender::Other(other) = contender {
+            other.create_table(stage).await;
+        }
     }
-    let names = OWN
-        .iter()
-        .map(|(name, _)| *name)
-        .chain(OTHERS.iter().map(|other| other.name));
-    let mut compared: Vec<_> = names.map(|name| (name, Vec::new())).collect();
-    for _ in 0..rounds {
-        for (index, (_, measured)) in compared.iter_mut().enumerate() {
-            stage.new_queue(Kind::Quorum).await;
-            let ceiling = ceiling::measure(stage, rows, Window::Full).await.rate;
-            let running = match OWN.get(index) {
-                Some((_, on_sent)) => own(stage, on_sent, rows).await,
-                None => OTHERS[index - OWN.len()].start(stage, rows).await,
+    let mut compared: Vec<_> = chosen.iter().map(|(name, _)| (*name, Vec::new())).collect();
+    let mut before = ceiling(stage, rows).await;
+    for round in 0..rounds {
+        for turn in 0..chosen.len() {
+            // Another one is first in each round: the machine's pace drifts.
+            let index = (round + turn) % chosen.len();
+            let running = match chosen[index].1 {
+                Contender::Own(on_sent) => start_own(stage, on_sent, rows).await,
+                Contender::Other(other) => other.start(stage, rows).await,
             };
-            measured.push(running.measure(stage, rows, ceiling).await);
+            let relay = running.measure(stage, rows).await;
+            let after = ceiling(stage, rows).await;
+            let ceiling = f64::midpoint(before, after);
+            compared[index].1.push(Compared { ceiling, relay });
+            before = after;
         }
     }
     report::compared(&compared);
 }
 
+enum Contender {
+    /// This one: what it does with rows that were sent.
+    Own(&'static str),
+    Other(&'static Other),
+}
+
+/// Messages a second, as the queue shows it of the relays.
+async fn ceiling(stage: &mut Stage, rows: usize) -> f64 {
+    let name = stage.new_queue(Kind::Quorum).await;
+    let queue = Queue::open(&stage.amqp_url, &name).await;
+    let (rate, _) = tokio::join!(queue.rate(rows, || ()), ceiling::measure(stage, rows, Window::Full));
+    queue.close().await;
+    rate
+}
+
 /// A relay that was started a moment ago.
 struct Running {
-    child: Child,
-    queue: String,
-    /// Rows that are still to be sent or to be marked.
-    left: String,
+    relay: Relay,
+    queue: Queue,
+    table: &'static str,
+    /// Of the rows: those that are still to be sent or to be marked.
+    left: &'static str,
     _folder: Option<tempfile::TempDir>,
 }
 
-async fn own(stage: &mut Stage, on_sent: &str, rows: usize) -> Running {
+async fn start_own(stage: &mut Stage, on_sent: &str, rows: usize) -> Running {
     stage.load(Source::Postgres, rows, KEYS).await;
-    let queue = stage.new_queue(Kind::Quorum).await;
-    let mut command = Command::new(env!("CARGO_BIN_EXE_outbox-relay"));
-    command
-        .arg("run")
-        .env("RELAY_DATABASE_URL", &stage.database_url)
-        .env("RELAY_AMQP_URL", &stage.amqp_url)
-        .env("RELAY_AMQP_EXCHANGE", EXCHANGE)
-        .env("RELAY_ORDERING", "strict")
+    let name = stage.new_queue(Kind::Quorum).await;
+    let relay = stage
+        .relay(Source::Postgres)
         .env("RELAY_OUTBOX_ON_SENT", on_sent)
-        .env("RELAY_ADMIN_LISTEN", "127.0.0.1:0")
         .env("RELAY_LOG", "warn");
     Running {
-        child: spawn(command),
-        queue,
-        left: "SELECT count(*) FROM outbox WHERE sent_at IS NULL".to_owned(),
+        queue: Queue::open(&stage.amqp_url, &name).await,
+        relay: relay.spawn(),
+        table: "outbox",
+        left: "sent_at IS NULL",
         _folder: None,
     }
 }
@@ -150,18 +179,16 @@ impl Other {
         let Self {
             table, columns, values, ..
         } = self;
-        stage.run(&format!("TRUNCATE {table} RESTART IDENTITY")).await;
-        stage.run("CHECKPOINT").await;
         stage
             .run(&format!(
                 "INSERT INTO {table} ({columns}payload)
                  SELECT {values}convert_to(rpad('{{\"n\":' || n || ',\"pad\":\"', {}, 'x') || '\"}}', 'UTF8')
-                 FROM generate_series(1, {rows}) AS n",
+                 FROM generate_series(1, {rows}) AS n, (VALUES ({KEYS})) AS k (keys)",
                 BODY - 2
             ))
             .await;
         stage.run(&format!("ANALYZE {table}")).await;
-        let queue = stage.new_queue(Kind::Quorum).await;
+        let name = stage.new_queue(Kind::Quorum).await;
         let (command, folder) = match self.program {
             Program::Python(program) => (python(stage, program, "run"), None),
             Program::MqBridge => {
@@ -170,9 +197,10 @@ impl Other {
             }
         };
         Running {
-            child: spawn(command),
-            queue,
-            left: format!("SELECT count(*) FROM {table}"),
+            queue: Queue::open(&stage.amqp_url, &name).await,
+            relay: RelayCommand::from(command).spawn(),
+            table,
+            left: "true",
             _folder: folder,
         }
     }
@@ -230,67 +258,30 @@ fn installed(program: &str) -> PathBuf {
     program
 }
 
-/// It may complain, no more: a line a message would be measured.
-fn spawn(mut command: Command) -> Child {
-    command
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .kill_on_drop(true)
-        .spawn()
-        .expect("it starts")
-}
-
 impl Running {
     /// The broker tells how far it is, as it does for all of them.
-    async fn measure(mut self, stage: &mut Stage, rows: usize, ceiling: f64) -> Compared {
-        let pid = self.child.id().expect("it runs");
-        let connection = Connection::connect(&stage.amqp_url, ConnectionProperties::default())
-            .await
-            .expect("the broker is up");
-        let channel = connection.create_channel().await.expect("a channel");
-        let first = self.reached(&channel, 1).await;
-        let (began, cpu) = (Instant::now(), procfs::cpu(pid));
-        let all = self.reached(&channel, rows).await;
-        let took = began.elapsed();
-        until("all is marked", TIMEOUT, async || stage.number(&self.left).await == 0).await;
-        let cpu = procfs::cpu(pid) - cpu;
-        let peak_mib = procfs::memory_mib(pid, "VmHWM");
-        process::signal("TERM", &[pid]);
-        // Some take longer than anybody would wait for.
-        if tokio::time::timeout(Duration::from_secs(10), self.child.wait())
-            .await
-            .is_err()
-        {
-            self.child.kill().await.expect("it is killed");
-        }
-        connection.close(200, "".into()).await.expect("it closes");
-        let count = all - first;
-        let rate = count as f64 / took.as_secs_f64();
-        Compared {
+    async fn measure(self, stage: &mut Stage, rows: usize) -> Emptied {
+        let Self { mut relay, table, .. } = self;
+        let pid = relay.pid();
+        let goes_on = || assert!(!relay.has_ended(), "it ended:\n{}", relay.log_text());
+        let rate = self.queue.rate(rows, goes_on).await;
+        self.queue.close().await;
+        let left = format!("SELECT count(*) FROM {table} WHERE {}", self.left);
+        until("all is marked", TIMEOUT, async || stage.number(&left).await == 0).await;
+        let emptied = Emptied {
             rate,
-            of_ceiling: rate / ceiling,
-            cpu_a_message: cpu.div_f64(count.max(1) as f64),
-            peak_mib,
+            cpu_a_message: procfs::cpu(pid).div_f64(rows as f64),
+            peak_mib: procfs::memory_mib(pid, "VmHWM"),
+        };
+        relay.sigterm();
+        // Some take longer than anybody would wait for.
+        if tokio::time::timeout(GRACE, relay.wait(TIMEOUT)).await.is_err() {
+            relay.kill9();
+            relay.wait(TIMEOUT).await;
         }
-    }
-
-    /// Waits until there are so many messages in the queue; how many there are then.
-    async fn reached(&mut self, channel: &Channel, count: usize) -> usize {
-        let mut depth = 0;
-        until("the messages are in the queue", TIMEOUT, async || {
-            let ended = self.child.try_wait().expect("its state is known");
-            assert!(ended.is_none(), "it ended: {ended:?}");
-            tokio::time::sleep(LOOK).await;
-            let passive = QueueDeclareOptions {
-                passive: true,
-                ..QueueDeclareOptions::default()
-            };
-            let name = self.queue.as_str().into();
-            let queue = channel.queue_declare(name, passive, FieldTable::default()).await;
-            depth = queue.expect("the queue is there").message_count() as usize;
-            depth >= count
-        })
-        .await;
-        depth
+        // Not to be vacuumed while the next one is measured.
+        stage.run(&format!("TRUNCATE {table} RESTART IDENTITY")).await;
+        stage.run("CHECKPOINT").await;
+        emptied
     }
 }

@@ -2,8 +2,11 @@
 
 use std::time::Duration;
 
+use outbox_relay::metrics::OPERATIONS;
+
 use crate::drain::Pair;
-use crate::strain::Strained;
+use crate::others::Compared;
+use crate::strain::{Purged, Strained};
 
 pub(crate) fn drain_header() {
     println!(
@@ -29,27 +32,42 @@ pub(crate) fn drain_line(name: &str, pairs: &[Pair]) {
     );
 }
 
-/// One drain of one relay.
-pub(crate) struct Compared {
-    /// Messages a second.
-    pub(crate) rate: f64,
-    /// The same, of the ceiling right before.
-    pub(crate) of_ceiling: f64,
-    /// User and system.
-    pub(crate) cpu_a_message: Duration,
-    pub(crate) peak_mib: f64,
+/// How often the relay asks the database, all together and by kind; kinds that are hardly ever asked for are left out.
+pub(crate) fn operations_line(name: &str, pairs: &[Pair]) {
+    let all = |pair: &Pair| pair.relay.operations_a_thousand.iter().sum();
+    let mut kinds: Vec<(&str, f64)> = OPERATIONS
+        .into_iter()
+        .enumerate()
+        .map(|(index, kind)| {
+            let values = pairs.iter().map(|pair| pair.relay.operations_a_thousand[index]);
+            (kind, Spread::of(values).median())
+        })
+        .filter(|(_, median)| *median >= 0.01)
+        .collect();
+    kinds.sort_by(|one, other| other.1.total_cmp(&one.1));
+    let kinds: Vec<_> = kinds
+        .iter()
+        .map(|(kind, median)| format!("{kind} {median:.2}"))
+        .collect();
+    println!(
+        "{name}: {} ({})",
+        Spread::of(pairs.iter().map(all)).text(2),
+        kinds.join(", ")
+    );
 }
 
 pub(crate) fn compared(relays: &[(&str, Vec<Compared>)]) {
-    println!("| relay | msg/s | of the ceiling | CPU µs/message | peak MiB |\n|---|---|---|---|---|");
+    println!(
+        "| relay | msg/s | of the ceiling | CPU µs/message, its start included | peak MiB |\n|---|---|---|---|---|"
+    );
     for (name, drains) in relays {
         let spread = |value: &dyn Fn(&Compared) -> f64, digits| Spread::of(drains.iter().map(value)).text(digits);
         println!(
             "| {name} | {} | {} | {} | {} |",
-            spread(&|drain| drain.rate, 0),
-            spread(&|drain| drain.of_ceiling, 2),
-            spread(&|drain| drain.cpu_a_message.as_secs_f64() * 1e6, 1),
-            spread(&|drain| drain.peak_mib, 0),
+            spread(&|drain| drain.relay.rate, 0),
+            spread(&|drain| drain.relay.rate / drain.ceiling, 2),
+            spread(&|drain| drain.relay.cpu_a_message.as_secs_f64() * 1e6, 1),
+            spread(&|drain| drain.relay.peak_mib, 0),
         );
     }
 }
@@ -65,6 +83,18 @@ pub(crate) fn strain_line(name: &str, measured: &[Strained]) {
         spread(&|strained| strained.without, 0),
         spread(&|strained| strained.under, 0),
         spread(&|strained| strained.under / strained.without, 2),
+    );
+}
+
+/// Below the table: a purge that keeps up deletes as many rows a second as are sent.
+pub(crate) fn purge_line(purged: &[Purged]) {
+    let spread = |value: &dyn Fn(&Purged) -> f64, digits| Spread::of(purged.iter().map(value)).text(digits);
+    println!(
+        "purge: {} old rows a second while others were sent; the {} left then went in {} s, {} a second",
+        spread(&|purged| purged.meanwhile, 0),
+        spread(&|purged| purged.left, 0),
+        spread(&|purged| purged.afterwards.as_secs_f64(), 1),
+        spread(&|purged| purged.left / purged.afterwards.as_secs_f64(), 0),
     );
 }
 

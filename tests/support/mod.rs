@@ -10,7 +10,7 @@
 mod authority;
 mod consumer;
 mod guard;
-mod http;
+pub mod http;
 mod mariadb;
 mod pgbouncer;
 mod postgres;

@@ -167,6 +167,13 @@ impl Relay {
     }
 }
 
+/// Another program that relays, with an environment of its own.
+impl From<Command> for RelayCommand {
+    fn from(command: Command) -> Self {
+        Self(command)
+    }
+}
+
 impl RelayCommand {
     #[must_use]
     pub fn env(mut self, name: &str, value: impl AsRef<std::ffi::OsStr>) -> Self {
