@@ -142,7 +142,8 @@
 //! judge while it is writing a batch to the socket, whose answers it cannot see yet, nor begin one in an alarm. Messages of an exchange
 //! that refused one go alone, over connections, until it is found, and so does the first of each exchange (`broker/amqp/trust.rs`).
 //! That is why no two messages in flight have the same `message_id`, why a channel belongs to one task, and why a channel that ended with
-//! an error settles only what was answered beyond doubt. `broker::following::…`. A message whose publish was started is never
+//! an error settles only what was answered beyond doubt. Only the channel ends then: the client library's answer to the broker
+//! is kept behind what was given to it before (`broker/amqp/executor.rs`). `broker::following::…`. A message whose publish was started is never
 //! dropped while the connection lives on, since it may arrive all the same: after a confirm timeout the connection is
 //! closed, its messages are unknown, and they go again on the next one.
 //!

@@ -1,6 +1,7 @@
 //! RabbitMQ (AMQP 0-9-1) through lapin, with a guard for each of its traps.
 
 mod connection;
+mod executor;
 mod lane;
 mod permissions;
 mod properties;

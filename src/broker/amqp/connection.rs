@@ -20,6 +20,7 @@ use crate::broker::{BrokerError, Session};
 use crate::config::{Secret, Tls, redacted_url};
 use crate::tls;
 
+use super::executor::Writing;
 use super::properties::short;
 use super::trust::{HOLDS, MOST_NAMES, Refusals, Trust};
 
@@ -47,6 +48,7 @@ pub(super) struct Connection(Arc<Inner>);
 struct Inner {
     lapin: lapin::Connection,
     socket: Socket,
+    writing: Writing,
     address: String,
     events: Mutex<Events>,
     /// What was seen of exchanges when they were last looked at.
@@ -129,9 +131,10 @@ impl Connection {
         };
         // lapin asks for the stream once, as it never reconnects by itself.
         let stream = Mutex::new(Some(stream));
+        let writing = Writing::default();
         let lapin = lapin::Connection::connector(
             uri,
-            async_rs::Runtime::tokio_current(),
+            writing.runtime(),
             async move |_uri, _runtime| {
                 lock(&stream)
                     .take()
@@ -145,6 +148,7 @@ impl Connection {
         Ok(Self(Arc::new(Inner {
             lapin,
             socket,
+            writing,
             address,
             events: Mutex::new(events),
             exchanges: Mutex::default(),
@@ -220,6 +224,11 @@ impl Connection {
             until: Instant::now() + HOLDS,
         };
         exchanges.insert(name.to_owned(), missing);
+    }
+
+    /// Messages that are being written to the socket.
+    pub(super) fn writing(&self) -> &Writing {
+        &self.0.writing
     }
 
     /// Which messages may share a channel.

@@ -110,7 +110,7 @@ impl AmqpLane {
         let (own_headers, messages) = (self.own_headers.clone(), batch.clone());
         let work = async move {
             let (group, outcomes) = alone::check_exchanges(&connection, &messages).await?;
-            let answers = answers::publish(&channel, &group, &own_headers).await;
+            let answers = answers::publish(connection.writing(), &channel, &group, &own_headers).await;
             Ok(Sent {
                 group,
                 answers,

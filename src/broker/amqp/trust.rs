@@ -22,7 +22,7 @@ const MOST_REFUSALS: usize = 64;
 /// Names that are remembered of a kind: rows can bring any number of them.
 pub(super) const MOST_NAMES: usize = 10_000;
 
-/// Kept from one connection to the next, as a refusal can cost the connection.
+/// Kept from one connection to the next, as many refusals use one up.
 pub(super) type Refusals = Arc<Mutex<Refused>>;
 
 /// What the broker refused.

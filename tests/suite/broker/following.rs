@@ -139,47 +139,32 @@ async fn a_refused_message_costs_none_of_the_batches_around_it_its_confirm_or_it
     assert_eq!(first, expected, "first copies came in order");
 }
 
-/// What is still being written to a channel when the broker closes it can cost the connection.
+/// The line is slow: when the broker closes the channel, most of its messages still wait to be written.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_refused_message_among_large_ones_is_found_within_a_few_connections() {
-    const FORGED: i64 = 11;
-    let url = Rabbit::shared().await.create_vhost().await;
+async fn a_refused_message_among_large_ones_costs_only_its_channel() {
+    const FORGED: i64 = 1;
+    let rabbit = Rabbit::shared().await;
+    let url = rabbit.create_vhost().await;
     declare(&url, "events", "q", Kind::Classic, &["good"]).await;
-    let broker = amqp(&[&url], 30 * SECOND);
-    let large: bytes::Bytes = vec![b'x'; 128 * 1024].into();
-    let mut open: Vec<_> = (0..600)
-        .map(|row| {
-            let mut message = (*message(row, "events", "good")).clone();
-            message.body = large.clone();
-            if row == FORGED {
-                message.properties.reply_to = Some(REFUSED.to_owned());
-            }
-            Arc::new(message)
-        })
-        .collect();
-    let mut refused = Vec::new();
-    let mut connections = 0;
-    while !open.is_empty() {
-        connections += 1;
-        assert!(connections <= 4, "{} messages are still open", open.len());
-        let mut connected = broker.connect().await.expect("connects");
-        let batches: Vec<_> = open.chunks(150).map(<[_]>::to_vec).collect();
-        let (outcomes, broken) = publish_all(&mut connected.lanes[0], &batches).await;
-        let begun = outcomes.len();
-        let mut again = Vec::new();
-        for (outcome, message) in outcomes.into_iter().zip(&open) {
-            match outcome {
-                Outcome::Confirmed(_) => {}
-                Outcome::Refused(_) => refused.push(message.row.0),
-                Outcome::Unknown(_) if broken.is_some() => again.push(message.clone()),
-                other => panic!("{}: {other:?}", message.row),
-            }
+    let proxy = Proxy::start(SocketAddr::from(([127, 0, 0, 1], rabbit.port()))).await;
+    let mut connected = connect(&proxy.through(&url)).await;
+    proxy.delay(Duration::from_millis(30));
+    let large: bytes::Bytes = vec![b'x'; 2 * 1024 * 1024].into();
+    let batches = batches(1, 20, |row| {
+        let mut message = (*message(row, "events", "good")).clone();
+        message.body = large.clone();
+        if row == FORGED {
+            message.properties.reply_to = Some(REFUSED.to_owned());
         }
-        again.extend_from_slice(&open[begun..]);
-        open = again;
-        connected.session.close().await;
+        Arc::new(message)
+    });
+    let (outcomes, broken) = publish_all(&mut connected.lanes[0], &batches).await;
+    assert_eq!(broken, None);
+    for (row, outcome) in (0..).zip(&outcomes) {
+        let refused = matches!(outcome, Outcome::Refused(_));
+        assert_eq!(refused, row == FORGED, "{row}: {outcome:?}");
+        assert!(refused || is_confirmed(outcome), "{row}: {outcome:?}");
     }
-    assert_eq!(refused, [FORGED]);
 }
 
 /// Consumers may rely on the header: what was perhaps taken before is marked.

@@ -19,8 +19,6 @@ pub(super) struct Attempt {
     /// The others, in their order.
     unsettled: Group,
     end: End,
-    /// The broker closed the channel because of one of the messages, whatever came after that.
-    refused: bool,
 }
 
 pub(super) enum End {
@@ -114,9 +112,9 @@ impl AmqpLane {
     /// Publishes `group` in order and waits for its confirms.
     async fn attempt(&mut self, group: Group) -> Attempt {
         let mut answers = Vec::new();
-        let (channel, own_headers) = (&self.channel, &self.own_headers);
+        let (writing, channel, own_headers) = (self.connection.writing(), &self.channel, &self.own_headers);
         let publishing = async {
-            answers = answers::publish(channel, &group, own_headers).await;
+            answers = answers::publish(writing, channel, &group, own_headers).await;
             answers::all_here(&mut answers).await;
         };
         let timed_out = within(self.confirm_timeout, &self.connection, publishing)
@@ -130,13 +128,11 @@ impl AmqpLane {
         let heard = answers::heard(answers);
         let end = self.end(&heard, timed_out);
         let complete = matches!(end, End::Complete);
-        let refused = answers::errors(&heard).any(|error| soft_error(error).is_some());
         let (settled, unsettled) = answers::judge(group, heard, complete, self.own_headers.dedup.is_some());
         Attempt {
             settled,
             unsettled,
             end,
-            refused,
         }
     }
 
@@ -186,14 +182,10 @@ impl AmqpLane {
             }
             End::Broken(doubt, text) => (vec![unsettled], Err((doubt, text))),
         };
-        let Err((doubt, why)) = usable else { return Ok(again) };
-        if attempt.refused {
-            // What lapin still sends on a closed channel costs the connection: on the next one these go alone.
-            for exchange in again.iter().flatten().map(|message| &message.exchange) {
-                self.connection.trust().suspect(exchange);
-            }
+        match usable {
+            Ok(()) => Ok(again),
+            Err((doubt, why)) => Err((again, doubt, why)),
         }
-        Err((again, doubt, why))
     }
 
     /// Decides what to do with the messages that were on a channel when the broker closed it.
