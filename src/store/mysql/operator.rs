@@ -1,7 +1,7 @@
 //! What a person asks of an outbox in MariaDB or MySQL.
 //!
-//! Which rows a filter picks out is in `find`, what is changed in them in `change`, and whether the indexes are there in
-//! `upkeep`.
+//! Which rows a filter picks out is in `find`, what is changed in them in `change`, and whether the indexes are there
+//! in `upkeep`.
 
 use std::sync::Arc;
 

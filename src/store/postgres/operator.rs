@@ -1,7 +1,7 @@
 //! What a person asks of an outbox in PostgreSQL.
 //!
-//! Which rows a filter picks out is in `find`, what is changed in them in `change`, and whether the indexes are there in
-//! `upkeep`. The texts are made when they are needed: a person asks seldom.
+//! Which rows a filter picks out is in `find`, what is changed in them in `change`, and whether the indexes are there
+//! in `upkeep`. The texts are made when they are needed: a person asks seldom.
 
 use std::sync::Arc;
 
