@@ -1,11 +1,12 @@
 //! The statements that give a role what the relay needs of the tables, and no more.
 
+use super::by_url::Kind;
 use super::history::errors_table;
 use super::leases::{members_table, shares_table};
 use super::migrate::{literal, quoted};
 use super::pauses::pauses_table;
 use super::source::{Target, failures_table, positions_table};
-use super::{Kind, StoreError, StoreOptions, columns, mysql, postgres};
+use super::{StoreError, StoreOptions, columns, mysql, postgres};
 use crate::config::{OnSent, Secret, TableName};
 
 /// What the relay does with the application's table. Names are as they stand in SQL.

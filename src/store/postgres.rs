@@ -17,7 +17,7 @@ use super::pace::{Pace, TidyWalk};
 use super::pauses::{self, Pause};
 use super::purge::{self, PurgeWalk};
 use super::slot::Slot;
-use super::values::{FailureColumns, decode, decode_one, raw, seconds, sorted, unreadable};
+use super::values::{FailureColumns, decode, decode_one};
 use super::{
     Backlog, Failure, Holder, LeaseAsk, LeaseView, Probe, Shares, Store, StoreError, StoreOptions, Stub, Wakeups,
 };
@@ -32,16 +32,15 @@ mod history;
 mod inspect;
 mod migrate;
 mod operator;
+mod pages;
 mod rows;
 mod source;
 mod statements;
 mod wakeup;
+mod writes;
 
 use connect::Connector;
 use statements::Statements;
-
-/// More rows in one statement gain nothing (measured), and hold their locks longer.
-const MAX_MARK: usize = 4_000;
 
 /// An outbox table in PostgreSQL.
 #[derive(Debug)]
@@ -130,47 +129,6 @@ impl Postgres {
         }
     }
 
-    async fn write_failures(
-        &self,
-        statements: &Statements,
-        columns: FailureColumns,
-        holder: &Holder,
-    ) -> Result<u64, StoreError> {
-        let query = self
-            .query(&statements.failures)
-            .bind(columns.ids)
-            .bind(columns.attempts)
-            .bind(columns.errors)
-            .bind(columns.delays)
-            .bind(columns.shares)
-            .bind(columns.epochs)
-            .bind(i32::from(holder.partitions))
-            .bind(holder.member.as_str());
-        self.execute(&self.write, query).await
-    }
-
-    async fn head_rows(
-        &self,
-        statements: &Statements,
-        after: RowId,
-        limit: u32,
-        shares: &Shares,
-    ) -> Result<Vec<OutboxRow>, StoreError> {
-        let query = match shares {
-            Shares::All => self.query(&statements.head).bind(after.0).bind(i64::from(limit)),
-            Shares::Some { of, owned } => {
-                let (of, owned) = shares_arguments(*of, owned);
-                self.query(&statements.head_shares)
-                    .bind(after.0)
-                    .bind(i64::from(limit))
-                    .bind(of)
-                    .bind(owned)
-            }
-        };
-        let rows = self.rows(&self.read, query).await?;
-        decode(&rows, |row| rows::outbox_row(row, &self.table))
-    }
-
     async fn leased(&self, script: String) -> Result<Vec<LeaseRow>, StoreError> {
         let run = async |connection: &mut PgConnection| {
             // One message, as without a pooler: with a commit that waits for its client, a relay that is frozen then
@@ -230,29 +188,6 @@ impl Postgres {
         }
         answer
     }
-
-    async fn purge_window(&self, older_than: Duration, wanted: u64) -> Result<(u64, bool), StoreError> {
-        let statements = self.statements().await?;
-        let Some(purge) = &statements.purge else {
-            return Ok((0, false));
-        };
-        let size = PurgeWalk::size(wanted);
-        let position = self.walk.lock().unwrap_or_else(PoisonError::into_inner).position();
-        let query = self
-            .query(purge)
-            .bind(position)
-            .bind(size as i64)
-            .bind(seconds(older_than))
-            .bind(wanted as i64);
-        let rows = self.rows(&self.housekeeping, query).await?;
-        let found = decode_one(&rows, rows::window)?;
-        let more = self
-            .walk
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .advance(found, size, wanted);
-        Ok((found.deleted, more))
-    }
 }
 
 #[async_trait]
@@ -271,48 +206,19 @@ impl Store for Postgres {
     }
 
     async fn scan(&self, after: RowId, to: RowId, limit: u32, shares: &Shares) -> Result<Vec<Stub>, StoreError> {
-        let statements = self.statements().await?;
-        let limit = i64::from(limit);
-        let query = match shares {
-            Shares::All => self.query(&statements.scan).bind(after.0).bind(to.0).bind(limit),
-            Shares::Some { of, owned } => {
-                let (of, owned) = shares_arguments(*of, owned);
-                self.query(&statements.scan_shares)
-                    .bind(after.0)
-                    .bind(to.0)
-                    .bind(limit)
-                    .bind(of)
-                    .bind(owned)
-            }
-        };
-        decode(&self.rows(&self.read, query).await?, rows::stub)
+        self.scan_rows(after, to, limit, shares).await
     }
 
     async fn probe(&self, ids: &[RowId]) -> Result<Probe, StoreError> {
-        let statements = self.statements().await?;
-        let rows = self
-            .rows(&self.read, self.query(&statements.probe).bind(raw(ids)))
-            .await?;
-        rows::probe(&rows).map_err(|error| unreadable(&error))
+        self.probe_ids(ids).await
     }
 
     async fn fetch(&self, ids: &[RowId], bytes: u64) -> Result<Vec<OutboxRow>, StoreError> {
-        let statements = self.statements().await?;
-        let room = i64::try_from(bytes).unwrap_or(i64::MAX);
-        let query = self.query(&statements.fetch).bind(raw(ids)).bind(room);
-        let rows = self.rows(&self.read, query).await?;
-        decode(&rows, |row| rows::outbox_row(row, &self.table))
+        self.fetch_rows(ids, bytes).await
     }
 
     async fn mark_sent(&self, rows: &[Confirmed]) -> Result<u64, StoreError> {
-        let statements = self.statements().await?;
-        let mut marked = 0;
-        for ids in sorted(rows).chunks(MAX_MARK) {
-            marked += self
-                .execute(&self.write, self.query(&statements.mark).bind(ids.to_vec()))
-                .await?;
-        }
-        Ok(marked)
+        self.mark_rows(rows).await
     }
 
     async fn record_failures(&self, failures: &[Failure], holder: &Holder) -> Result<u64, StoreError> {
@@ -424,12 +330,4 @@ fn lease_dialect() -> Dialect {
         div: "/",
         take: Take::ByLimit,
     }
-}
-
-fn shares_arguments(of: u16, owned: &[u16]) -> (i32, Vec<i32>) {
-    // Modulo 0 is an error in SQL.
-    (
-        i32::from(of.max(1)),
-        owned.iter().map(|share| i32::from(*share)).collect(),
-    )
 }

@@ -10,7 +10,7 @@ use async_trait::async_trait;
 use serde_json::json;
 use sqlx::query::Query;
 use sqlx::sqlite::{SqliteArguments, SqliteConnection, SqliteRow};
-use sqlx::{AssertSqlSafe, Connection as _, Executor as _, Row as _, Sqlite as Driver};
+use sqlx::{AssertSqlSafe, Executor as _, Row as _, Sqlite as Driver};
 
 use super::leases::{self, Dialect, LeaseRow, Take};
 use super::migrate::{Applied, unsent_index};
@@ -18,11 +18,8 @@ use super::pace::{Pace, TidyWalk, advise};
 use super::pauses::{self, Pause};
 use super::purge::{self, PurgeWalk};
 use super::slot::Slot;
-use super::values::{FailureColumns, decode, decode_one, raw, sorted};
-use super::{
-    Backlog, Failure, Holder, LeaseAsk, LeaseView, OpenTransactions, Probe, Shares, Store, StoreError, StoreOptions,
-    Stub,
-};
+use super::values::{decode, decode_one};
+use super::{Backlog, Failure, Holder, LeaseAsk, LeaseView, Probe, Shares, Store, StoreError, StoreOptions, Stub};
 use crate::broker::Confirmed;
 use crate::config::{OnSent, Secret};
 use crate::message::{OrderingKey, OutboxRow, RowId};
@@ -34,12 +31,13 @@ mod history;
 mod inspect;
 mod migrate;
 mod operator;
+mod pages;
 #[cfg(test)]
 mod plans;
 mod rows;
 mod source;
 mod statements;
-mod walks;
+mod writes;
 
 use connect::Connector;
 use statements::Statements;
@@ -146,43 +144,6 @@ impl Sqlite {
         Ok(statements)
     }
 
-    /// Statements on a list of ids: one by itself, several in one transaction. The rows that the first of them changed.
-    async fn together(
-        &self,
-        slot: &Slot<SqliteConnection>,
-        statements: &[Arc<str>],
-        ids: &[i64],
-    ) -> Result<u64, StoreError> {
-        let ids = list(ids);
-        let changed = self
-            .in_one(slot, statements, |sql| self.query(sql).bind(ids.clone()))
-            .await?;
-        Ok(changed.first().copied().unwrap_or_default())
-    }
-
-    /// Statements with their arguments: one by itself, several in one transaction. The rows that each of them changed.
-    async fn in_one<'q>(
-        &self,
-        slot: &Slot<SqliteConnection>,
-        statements: &[Arc<str>],
-        bound: impl Fn(&Arc<str>) -> Statement<'q>,
-    ) -> Result<Vec<u64>, StoreError> {
-        if let [only] = statements {
-            return Ok(vec![self.execute(slot, bound(only)).await?]);
-        }
-        self.call(slot, async |connection| {
-            // A transaction that begins by reading cannot wait for another writer any more when it wants to write.
-            let mut transaction = connection.begin_with("BEGIN IMMEDIATE").await?;
-            let mut changed = Vec::new();
-            for sql in statements {
-                changed.push(transaction.execute(bound(sql)).await?.rows_affected());
-            }
-            transaction.commit().await?;
-            Ok(changed)
-        })
-        .await
-    }
-
     async fn leased(&self, script: String) -> Result<Vec<LeaseRow>, StoreError> {
         let run = async |connection: &mut SqliteConnection| {
             let rows = sqlx::raw_sql(AssertSqlSafe(script)).fetch_all(&mut *connection).await;
@@ -193,20 +154,6 @@ impl Sqlite {
             rows?.iter().map(rows::lease).collect::<Result<Vec<_>, _>>()
         };
         self.call(&self.leases, run).await.map_err(leases::explain)
-    }
-
-    async fn head_rows(
-        &self,
-        statements: &Statements,
-        after: RowId,
-        limit: u32,
-        shares: &Shares,
-    ) -> Result<Vec<OutboxRow>, StoreError> {
-        if let Shares::Some { .. } = shares {
-            let ids = self.ids_of_shares(after, limit, shares).await?;
-            return self.page(self.query(&statements.head_of).bind(list(&raw(&ids)))).await;
-        }
-        self.page(self.query(&statements.head).bind(after.0).bind(limit)).await
     }
 
     /// A file that can only be read would have every message published again and again, for want of a mark.
@@ -257,11 +204,6 @@ impl Sqlite {
         }
         Ok(connection)
     }
-
-    async fn page(&self, query: Statement<'_>) -> Result<Vec<OutboxRow>, StoreError> {
-        let rows = self.rows(&self.read, query).await?;
-        decode(&rows, |row| rows::outbox_row(row, &self.table))
-    }
 }
 
 #[async_trait]
@@ -280,81 +222,23 @@ impl Store for Sqlite {
     }
 
     async fn scan(&self, after: RowId, to: RowId, limit: u32, shares: &Shares) -> Result<Vec<Stub>, StoreError> {
-        let statements = self.statements().await?;
-        let (mut found, mut after) = (Vec::new(), after);
-        loop {
-            let query = self.query(&statements.scan).bind(after.0).bind(to.0).bind(limit);
-            let stubs = decode(&self.rows(&self.read, query).await?, rows::stub)?;
-            let (full, last) = (stubs.len() == limit as usize, stubs.last().map(|stub| stub.id));
-            let mine = |stub: &Stub| shares.contain(stub.id, stub.ordering_key.as_ref().map(OrderingKey::as_str));
-            let room = limit as usize - found.len();
-            found.extend(stubs.into_iter().filter(mine).take(room));
-            match last {
-                Some(last) if full && found.len() < limit as usize => after = last,
-                _ => return Ok(found),
-            }
-        }
+        self.scan_rows(after, to, limit, shares).await
     }
 
     async fn probe(&self, ids: &[RowId]) -> Result<Probe, StoreError> {
-        let statements = self.statements().await?;
-        let rows = self
-            .rows(&self.read, self.query(&statements.probe).bind(list(&raw(ids))))
-            .await?;
-        let found = decode(&rows, rows::probed)?;
-        Ok(Probe {
-            present: found.iter().map(|(stub, _)| stub.id).collect(),
-            unsent: found
-                .into_iter()
-                .filter_map(|(stub, unsent)| unsent.then_some(stub))
-                .collect(),
-            // Writers come one at a time: nothing that is open can commit below what was seen.
-            open: OpenTransactions { oldest: 0, next: 0 },
-        })
+        self.probe_ids(ids).await
     }
 
     async fn fetch(&self, ids: &[RowId], bytes: u64) -> Result<Vec<OutboxRow>, StoreError> {
-        let statements = self.statements().await?;
-        let room = i64::try_from(bytes).unwrap_or(i64::MAX);
-        self.page(self.query(&statements.fetch).bind(list(&raw(ids))).bind(room))
-            .await
+        self.fetch_rows(ids, bytes).await
     }
 
     async fn mark_sent(&self, rows: &[Confirmed]) -> Result<u64, StoreError> {
-        let statements = self.statements().await?;
-        let mut marked = 0;
-        for ids in sorted(rows).chunks(MAX_WRITE) {
-            marked += self.together(&self.write, &statements.mark, ids).await?;
-        }
-        Ok(marked)
+        self.mark_rows(rows).await
     }
 
     async fn record_failures(&self, failures: &[Failure], holder: &Holder) -> Result<u64, StoreError> {
-        let statements = self.statements().await?;
-        let columns = FailureColumns::of(failures);
-        let failures: Vec<_> = (0..columns.ids.len())
-            .map(|i| {
-                json!([
-                    columns.ids[i],
-                    columns.attempts[i],
-                    columns.errors[i],
-                    columns.delays[i],
-                    columns.shares[i],
-                    columns.epochs[i]
-                ])
-            })
-            .collect();
-        let mut written = 0;
-        for failures in failures.chunks(MAX_WRITE) {
-            let failures = json!(failures).to_string();
-            let bound = |sql: &Arc<str>| {
-                let query = self.query(sql).bind(failures.clone());
-                query.bind(holder.partitions).bind(holder.member.clone())
-            };
-            let changed = self.in_one(&self.write, &statements.failures, bound).await?;
-            written += changed.last().copied().unwrap_or_default();
-        }
-        Ok(written)
+        self.write_all_failures(failures, holder).await
     }
 
     async fn lease(&self, ask: &LeaseAsk) -> Result<LeaseView, StoreError> {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::behaviour::{confirm, connected, go, row, settings};
+use super::steps::{confirm, connected, go, row, settings};
 use crate::config::{Ordering, Poll};
 use crate::message::OutboxRow;
 use crate::relay::dispatch::{Dispatcher, Settings, Time};

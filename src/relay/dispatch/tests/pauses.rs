@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::behaviour::{confirm, connected, go, refuse, row, settings, stub};
+use super::steps::{confirm, connected, go, refuse, row, settings, stub};
 use crate::broker::Outcome;
 use crate::config::Ordering;
 use crate::message::{OutboxRow, RowId};
