@@ -36,6 +36,7 @@ mod others;
 mod procfs;
 mod queue;
 mod report;
+mod shape;
 mod stage;
 mod start;
 mod strain;
@@ -141,6 +142,17 @@ async fn main() {
             report::purge_line(&purged);
         }
         println!();
+    }
+
+    if chosen("hot-marks") {
+        let shapes = shape::measure(&mut stage, rows, pairs.div_ceil(2)).await;
+        report::strain_header();
+        report::strain_line("hot-marks (no index of unsent rows, fillfactor 50)", &shapes.drains);
+        let [with_index, without] = shapes.sweeps.map(|took| took.as_secs_f64() * 1e3);
+        println!(
+            "hot-marks: a sweep of {} sent rows takes {with_index:.1} ms as shipped, {without:.0} ms without the index\n",
+            50 * rows
+        );
     }
 
     if chosen("wakeup-inserts") {

@@ -145,7 +145,7 @@ async fn purge(stage: &mut Stage, rows: usize) -> (f64, Purged) {
     (drained.rate, purged)
 }
 
-async fn waiting(stage: &mut Stage, count: usize) {
+pub(crate) async fn waiting(stage: &mut Stage, count: usize) {
     let rows = Rows {
         count,
         ..Rows::default()
@@ -154,7 +154,7 @@ async fn waiting(stage: &mut Stage, count: usize) {
     stage.run("VACUUM ANALYZE outbox").await;
 }
 
-async fn sent(stage: &mut Stage, count: usize, ago: &'static str) {
+pub(crate) async fn sent(stage: &mut Stage, count: usize, ago: &'static str) {
     let rows = Rows {
         count,
         sent_ago: Some(ago),
@@ -166,7 +166,7 @@ async fn sent(stage: &mut Stage, count: usize, ago: &'static str) {
     stage.run("CHECKPOINT").await;
 }
 
-async fn rate(stage: &mut Stage, retention: &str, rows: usize) -> f64 {
+pub(crate) async fn rate(stage: &mut Stage, retention: &str, rows: usize) -> f64 {
     stage.new_queue(Kind::Quorum).await;
     let settings = [("RELAY_OUTBOX_RETENTION", retention)];
     drain(stage, Source::Postgres, &settings, rows).await.rate
