@@ -1,5 +1,5 @@
-//! What goes a second time and what does not, after a lost connection, an old read, a stop; and what is known of earlier
-//! copies.
+//! What goes a second time and what does not, after a lost connection, an old read, a stop; and what is known of
+//! earlier copies.
 
 use super::steps::{LATER, NOW, bring, confirm, connected, go, row, settings};
 use crate::broker::{Doubt, Outcome};

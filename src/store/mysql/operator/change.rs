@@ -1,5 +1,5 @@
-//! What a person changes in rows of MariaDB or MySQL: dead letters and waiting rows are replayed or discarded, sent rows
-//! replayed.
+//! What a person changes in rows of MariaDB or MySQL: dead letters and waiting rows are replayed or discarded, sent
+//! rows replayed.
 
 use std::sync::Arc;
 
