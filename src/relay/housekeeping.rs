@@ -24,7 +24,7 @@ const PURGE_BATCH: u32 = 1_000;
 
 /// Pause after a full batch, in times of what it took: with as long a pause as the batch, a drain that went on beside it kept
 /// 0.75 of its rate and twice as many rows were purged as sent (`cargo bench -- --only purge`).
-const PURGE_REST: u32 = 3;
+const PURGE_REST: u32 = 2;
 
 /// Pause when nothing (more) is old enough.
 const PURGE_INTERVAL: Duration = Duration::from_secs(30);
@@ -83,7 +83,7 @@ pub(super) async fn tidy(store: Arc<dyn Store>) {
     }
 }
 
-/// Deletes sent rows that are older than `retention`, for ever: in small batches, and never more than a quarter of the time.
+/// Deletes sent rows that are older than `retention`, for ever: in small batches, and never more than a third of the time.
 pub(super) async fn purge(store: Arc<dyn Store>, metrics: Arc<Metrics>, health: Arc<Health>, retention: Duration) {
     let mut outage = Outage::new("keeping the table free of old rows");
     let (mut purged, mut begun) = (0, Instant::now());
