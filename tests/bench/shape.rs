@@ -4,7 +4,7 @@
 use std::time::{Duration, Instant};
 
 use crate::stage::Stage;
-use crate::strain::{Strained, rate, sent, waiting};
+use crate::strain::{Strained, alone, sent};
 
 /// What the relay asks every 15 s, so that nothing is forgotten whatever happened to the ids.
 const SWEEP: &str = "SELECT count(*) FROM outbox WHERE sent_at IS NULL AND dead_at IS NULL";
@@ -22,9 +22,9 @@ pub(crate) struct Shapes {
 pub(crate) async fn measure(stage: &mut Stage, rows: usize, pairs: usize) -> Shapes {
     let mut drains = Vec::new();
     for _ in 0..pairs {
-        let without = drained(stage, rows).await;
+        let without = alone(stage, rows).await;
         hot(stage).await;
-        let under = drained(stage, rows).await;
+        let under = alone(stage, rows).await;
         shipped(stage).await;
         drains.push(Strained {
             without,
@@ -43,12 +43,6 @@ pub(crate) async fn measure(stage: &mut Stage, rows: usize, pairs: usize) -> Sha
         drains,
         sweeps: [with_index, without_index],
     }
-}
-
-async fn drained(stage: &mut Stage, rows: usize) -> f64 {
-    stage.clear().await;
-    waiting(stage, rows).await;
-    rate(stage, "off", rows).await
 }
 
 async fn hot(stage: &mut Stage) {

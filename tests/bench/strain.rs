@@ -71,9 +71,7 @@ impl Strain {
             Self::Snapshot => 20 * rows,
             Self::Purge => 10 * rows,
         };
-        stage.clear().await;
-        waiting(stage, rows).await;
-        rate(stage, "off", rows).await
+        alone(stage, rows).await
     }
 
     async fn under(self, stage: &mut Stage, rows: usize) -> (f64, Option<Purged>) {
@@ -145,7 +143,14 @@ async fn purge(stage: &mut Stage, rows: usize) -> (f64, Purged) {
     (drained.rate, purged)
 }
 
-pub(crate) async fn waiting(stage: &mut Stage, count: usize) {
+/// Messages a second, of rows in a table of their own.
+pub(crate) async fn alone(stage: &mut Stage, rows: usize) -> f64 {
+    stage.clear().await;
+    waiting(stage, rows).await;
+    rate(stage, "off", rows).await
+}
+
+async fn waiting(stage: &mut Stage, count: usize) {
     let rows = Rows {
         count,
         ..Rows::default()
@@ -166,7 +171,7 @@ pub(crate) async fn sent(stage: &mut Stage, count: usize, ago: &'static str) {
     stage.run("CHECKPOINT").await;
 }
 
-pub(crate) async fn rate(stage: &mut Stage, retention: &str, rows: usize) -> f64 {
+async fn rate(stage: &mut Stage, retention: &str, rows: usize) -> f64 {
     stage.new_queue(Kind::Quorum).await;
     let settings = [("RELAY_OUTBOX_RETENTION", retention)];
     drain(stage, Source::Postgres, &settings, rows).await.rate
