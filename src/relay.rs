@@ -310,9 +310,9 @@ fn settings(config: &Config) -> Settings {
         stubs: STUBS,
         paused_keys: PAUSED_KEYS,
         // Of a key whose rows go one at a time, so many that the next ones are here when others are slow; of one that has
-        // the window for itself, a page more than the window.
+        // the window for itself, all that is held beyond it.
         rows_per_key: match config.ordering {
-            Ordering::Pipelined => in_flight + batch,
+            Ordering::Pipelined => in_flight + 2 * batch,
             Ordering::Strict | Ordering::None => (in_flight / 2 + batch / 2).max(16),
         },
         bytes: config.publish.in_flight_bytes,

@@ -24,9 +24,11 @@ mod shares;
 mod tests;
 
 use std::cmp::Reverse;
-use std::collections::{BTreeSet, BinaryHeap, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeSet, BinaryHeap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
+
+use foldhash::{HashMap, HashSet};
 
 use crate::broker::Confirmed;
 use crate::config::{OnDeadLetter, Ordering};
@@ -206,7 +208,7 @@ impl Dispatcher {
             shares: vec![Share::default(); usize::from(settings.partitions)],
             pinned: (0..settings.lanes).map(|_| VecDeque::new()).collect(),
             settings,
-            rows: HashMap::new(),
+            rows: HashMap::default(),
             ready: VecDeque::new(),
             left: BTreeSet::new(),
             timers: BinaryHeap::new(),
@@ -214,7 +216,7 @@ impl Dispatcher {
             pauses: Pauses::unknown(),
             generation: None,
             in_flight: 0,
-            ids: HashSet::new(),
+            ids: HashSet::default(),
             confirmed: 0,
             stubs: 0,
             bytes: 0,

@@ -310,7 +310,7 @@ impl Plan {
     /// While there is enough to publish, rows are read only once a whole page of them has room: three small pages cost
     /// the database more than a large one.
     fn waits_for_room(&self, dispatcher: &Dispatcher) -> bool {
-        dispatcher.has_window_ready() && dispatcher.room() < self.poll.batch_size as usize
+        dispatcher.has_window_ready() && dispatcher.easy_room() < self.poll.batch_size as usize
     }
 
     fn back(&mut self, dispatcher: &Dispatcher, now: Time) -> Option<Read> {

@@ -1,9 +1,11 @@
 //! The reading side: rows come in, as far as there is room and use for them.
 
 use std::cmp::Reverse;
-use std::collections::{HashSet, VecDeque};
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
+
+use foldhash::HashSet;
 
 use crate::config::{OnDeadLetter, Ordering};
 use crate::message::{self, Copies, Message, OrderingKey, OutboxRow, Payload, RowId};
@@ -28,6 +30,15 @@ impl Dispatcher {
         }
     }
 
+    /// The same, and no key is kept short of room because of them. Keys that are sent one row at a time may be: their
+    /// other rows are of no use yet.
+    pub fn easy_room(&self) -> usize {
+        match self.settings.ordering {
+            Ordering::Pipelined => self.room().min(self.crowd().saturating_sub(self.active())),
+            Ordering::Strict | Ordering::None => self.room(),
+        }
+    }
+
     /// Whether a whole window can go as soon as lanes are free.
     pub fn has_window_ready(&self) -> bool {
         let ready = match self.settings.ordering {
@@ -40,14 +51,13 @@ impl Dispatcher {
         ready >= self.settings.in_flight
     }
 
-    /// Whether there is little room left for the rows of other keys.
-    fn is_crowded(&self) -> bool {
-        let most = match self.settings.ordering {
+    /// Rows held above which there is little room left for those of other keys.
+    fn crowd(&self) -> usize {
+        match self.settings.ordering {
             // A window in flight, one ready, and a page.
             Ordering::Pipelined => self.settings.rows / 4 * 3,
             Ordering::Strict | Ordering::None => self.settings.rows / 2,
-        };
-        self.active() > most
+        }
     }
 
     /// A read of the table begins. At most one is under way.
@@ -112,7 +122,7 @@ impl Dispatcher {
     }
 
     fn admit_stub(&mut self, stub: &Stub, now: Time) {
-        self.keys.crowded(self.is_crowded());
+        self.keys.crowded(self.active() > self.crowd());
         let share = self.share(stub.id, stub.ordering_key.as_ref());
         if !self.takes_share(share) {
             return;
@@ -225,7 +235,7 @@ impl Dispatcher {
     }
 
     fn admit_new(&mut self, row: OutboxRow, copies: Copies, now: Time) {
-        self.keys.crowded(self.is_crowded());
+        self.keys.crowded(self.active() > self.crowd());
         let share = self.share(row.id, row.ordering_key.as_ref());
         let key = self.ordered(row.ordering_key.as_ref());
         if !self.takes_share(share) || (key.is_none() && row.due_in > FORGET_AFTER) {

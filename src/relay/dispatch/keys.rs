@@ -1,6 +1,8 @@
 //! The keys that have rows here: who is first, who must wait, and what was left in the table.
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeSet, VecDeque};
+
+use foldhash::HashMap;
 
 use crate::config::Ordering;
 use crate::message::{OrderingKey, RowId};
@@ -71,13 +73,13 @@ pub(super) struct Keys {
 impl Keys {
     pub(super) fn new(ordering: Ordering, rows_per_key: usize) -> Self {
         Self {
-            map: HashMap::new(),
+            map: HashMap::default(),
             strict: ordering == Ordering::Strict,
             rows_per_key,
             cap: rows_per_key,
             stuck: 0,
             hungry: BTreeSet::new(),
-            serving: HashMap::new(),
+            serving: HashMap::default(),
         }
     }
 

@@ -111,3 +111,34 @@ fn less_than_a_page_is_read_when_little_is_ready() {
     dispatcher.admit((1..71).map(|id| row(id, "a")).collect(), NOW);
     plan_is_still(&mut plan, &dispatcher);
 }
+
+#[test]
+fn the_rows_of_a_pipelined_key_that_is_alone_are_read_once() {
+    let (window, page) = (20, 50);
+    let (mut plan, mut dispatcher) = (
+        plan(),
+        connected(Settings {
+            rows: 2 * (window + page),
+            rows_per_key: window + 2 * page,
+            ..settings(Ordering::Pipelined)
+        }),
+    );
+    let (mut read, mut sent) = (0_i64, 0);
+    while sent < 1_000 {
+        while let Some(limit) = limit(&mut plan, &dispatcher) {
+            let rows = (read + 1..).take(limit as usize).map(|id| row(id, "a")).collect();
+            read += i64::from(limit);
+            answer(&mut plan, &mut dispatcher, rows);
+            let held = dispatcher.active() as i64;
+            assert_eq!(held, read - sent, "none was left in the table");
+        }
+        let batch = go(&mut dispatcher, 0);
+        assert!(!batch.is_empty(), "there is always something to send");
+        for id in batch {
+            sent += 1;
+            confirm(&mut dispatcher, id);
+        }
+        let marked = dispatcher.take_marks();
+        dispatcher.marked(&marked);
+    }
+}
