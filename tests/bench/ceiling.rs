@@ -4,27 +4,27 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
+use lapin::{BasicProperties, Confirmation, Connection, ConnectionProperties};
 use outbox_relay::broker::amqp::{Amqp, AmqpOptions};
 use outbox_relay::broker::{Broker, Lane, Outcome};
 use outbox_relay::config::{Secret, Tls};
 use outbox_relay::message::{Message, MessageRules, OrderingKey, OutboxRow, OwnHeaders, Payload, RowId};
+use outbox_relay::relay;
 use uuid::Uuid;
 
 use crate::procfs;
 use crate::stage::{EXCHANGE, ROUTING_KEY, Stage, body};
 
-/// The relay's lanes, `relay::LANES`.
-const LANES: usize = 4;
-
-/// The relay's default window: `RELAY_PUBLISH_IN_FLIGHT`.
-const IN_FLIGHT: usize = 1_000;
+/// Of every message.
+const CREATED_AT: Duration = Duration::from_secs(1_700_000_000);
 
 /// How messages are published.
 #[derive(Clone, Copy)]
 pub(crate) enum Window {
     /// All lanes, each with its share of the window.
     Full,
-    /// One lane, one message after the other: what strict order allows a single key.
+    /// On a bare channel, one message after the other: what strict order allows a single key.
     One,
 }
 
@@ -49,11 +49,20 @@ impl Ceiling {
 
 /// Publishes `count` messages.
 pub(crate) async fn measure(stage: &Stage, count: usize, window: Window) -> Ceiling {
-    let messages: Arc<Vec<_>> = Arc::new((1..=count).map(message).collect());
-    let (lanes, batch) = match window {
-        Window::Full => (LANES, IN_FLIGHT / LANES),
-        Window::One => (1, 1),
-    };
+    let messages: Vec<_> = (1..=count).map(message).collect();
+    match window {
+        Window::Full => by_lanes(stage, messages).await,
+        Window::One => one_by_one(stage, messages).await,
+    }
+}
+
+/// As many lanes and as large a window as the relay has.
+async fn by_lanes(stage: &Stage, messages: Vec<Arc<Message>>) -> Ceiling {
+    let config = stage.config();
+    let lanes = relay::lanes(&config);
+    let window = config.publish.in_flight as usize;
+    assert!(messages.len() > window, "a window of {window} needs more rows");
+    let batch = window / lanes;
     let broker = Amqp::new(AmqpOptions {
         urls: vec![Secret::new(stage.amqp_url.as_str())],
         tls: Tls::default(),
@@ -63,9 +72,8 @@ pub(crate) async fn measure(stage: &Stage, count: usize, window: Window) -> Ceil
         own_headers: OwnHeaders::default(),
     });
     let connected = broker.connect().await.expect("the broker is up");
-    let next = Arc::new(AtomicUsize::new(0));
-    let cpu = procfs::cpu(std::process::id());
-    let broker_cpu = procfs::cpu_of_tree(stage.rabbit.pid());
+    let (messages, next) = (Arc::new(messages), Arc::new(AtomicUsize::new(0)));
+    let clock = Clock::start(stage);
     let lanes: Vec<_> = connected
         .lanes
         .into_iter()
@@ -75,15 +83,71 @@ pub(crate) async fn measure(stage: &Stage, count: usize, window: Window) -> Ceil
     for lane in lanes {
         confirmed.extend(lane.await.expect("it publishes"));
     }
-    let cpu = procfs::cpu(std::process::id()) - cpu;
-    let broker_cpu = procfs::cpu_of_tree(stage.rabbit.pid()).saturating_sub(broker_cpu);
+    let ceiling = clock.stop(stage, messages.len(), batch, confirmed);
     connected.session.close().await;
-    confirmed.sort_unstable();
-    let (first, last) = (confirmed[0], confirmed[confirmed.len() - 1]);
-    Ceiling {
-        rate: (count - batch) as f64 / (last - first).as_secs_f64(),
-        cpu_a_message: cpu / count as u32,
-        broker_cpu_a_message: broker_cpu / count as u32,
+    ceiling
+}
+
+/// Publish, await the confirm, next.
+async fn one_by_one(stage: &Stage, messages: Vec<Arc<Message>>) -> Ceiling {
+    let connection = Connection::connect(&stage.amqp_url, ConnectionProperties::default())
+        .await
+        .expect("the broker is up");
+    let channel = connection.create_channel().await.expect("a channel");
+    let select = channel.confirm_select(ConfirmSelectOptions::default());
+    select.await.expect("confirms");
+    let mandatory = BasicPublishOptions {
+        mandatory: true,
+        ..BasicPublishOptions::default()
+    };
+    let mut confirmed = Vec::with_capacity(messages.len());
+    let clock = Clock::start(stage);
+    for message in &messages {
+        let properties = BasicProperties::default()
+            .with_content_type("application/json".into())
+            .with_delivery_mode(2)
+            .with_message_id(message.message_id.as_str().into())
+            .with_timestamp(CREATED_AT.as_secs());
+        let sent = channel.basic_publish(
+            EXCHANGE.into(),
+            ROUTING_KEY.into(),
+            mandatory,
+            &message.body,
+            properties,
+        );
+        let answer = sent.await.expect("it publishes").await.expect("an answer");
+        assert!(matches!(answer, Confirmation::Ack(None)), "every message is confirmed");
+        confirmed.push(Instant::now());
+    }
+    let ceiling = clock.stop(stage, messages.len(), 1, confirmed);
+    connection.close(200, "".into()).await.expect("it closes");
+    ceiling
+}
+
+/// Processor times before anything was published.
+struct Clock {
+    own: Duration,
+    broker: Duration,
+}
+
+impl Clock {
+    fn start(stage: &Stage) -> Self {
+        Self {
+            own: procfs::cpu(std::process::id()),
+            broker: procfs::cpu_of_tree(stage.rabbit.pid()),
+        }
+    }
+
+    /// `confirmed`: when each batch of so many messages was.
+    fn stop(self, stage: &Stage, count: usize, batch: usize, mut confirmed: Vec<Instant>) -> Ceiling {
+        let now = Self::start(stage);
+        confirmed.sort_unstable();
+        let (first, last) = (confirmed[0], confirmed[confirmed.len() - 1]);
+        Ceiling {
+            rate: (count - batch) as f64 / (last - first).as_secs_f64(),
+            cpu_a_message: (now.own - self.own) / count as u32,
+            broker_cpu_a_message: now.broker.saturating_sub(self.broker) / count as u32,
+        }
     }
 }
 
@@ -125,7 +189,7 @@ fn message(n: usize) -> Arc<Message> {
         headers: "{}".to_owned(),
         properties: "{}".to_owned(),
         payload: Payload::Loaded(body(n)),
-        created_at: Some(Duration::from_secs(1_700_000_000)),
+        created_at: Some(CREATED_AT),
         age: Duration::ZERO,
         due_in: Duration::ZERO,
         attempts: 0,

@@ -1,6 +1,6 @@
 //! A full table is drained: how fast, beside the ceiling, and at what cost.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use outbox_relay::metrics::OPERATIONS;
 
@@ -13,7 +13,7 @@ use crate::support::{Kind, Relay, http, until};
 const TIMEOUT: Duration = Duration::from_secs(600);
 
 /// Between two looks at the relay: each costs it a fraction of a millisecond.
-pub(crate) const LOOK: Duration = Duration::from_millis(100);
+pub(crate) const LOOK: Duration = Duration::from_millis(50);
 
 /// One scenario.
 pub(crate) struct Drain {
@@ -35,9 +35,14 @@ pub(crate) struct Pair {
 pub(crate) struct Drained {
     /// Messages a second, from the first confirm to the last.
     pub(crate) rate: f64,
+    /// From its start until messages were confirmed.
+    pub(crate) began_after: Duration,
+    /// Messages that were given to the broker and not confirmed yet, in the mean over all looks: as many as the window
+    /// has wherever it is the broker that the others wait for.
+    pub(crate) in_flight: f64,
     /// Old rows deleted a second, in the same time.
     pub(crate) purge_rate: f64,
-    /// User and system, until everything was marked.
+    /// User and system, until everything was marked; of the broker, until it had confirmed everything.
     pub(crate) cpu_a_message: Duration,
     pub(crate) servers_a_message: ServersCpu,
     /// Of the database, by kind as in `OPERATIONS`, for a thousand messages. For PostgreSQL each is a statement and a
@@ -102,6 +107,11 @@ pub(crate) const DRAINS: [Drain; 8] = [
     },
 ];
 
+/// Servers that have just been started are slow at first.
+pub(crate) async fn warm_up(stage: &mut Stage, rows: usize) {
+    QUORUM_MARK.run(stage, rows, 1).await;
+}
+
 impl Drain {
     pub(crate) async fn run(&self, stage: &mut Stage, rows: usize, pairs: usize) -> Vec<Pair> {
         let rows = match self.window {
@@ -139,6 +149,7 @@ pub(crate) async fn drain(stage: &mut Stage, source: Source, settings: &[(&str, 
 /// A relay that was started to send so many rows.
 pub(crate) struct Running {
     pub(crate) relay: Relay,
+    started: Instant,
     source: Source,
     rows: usize,
     /// Rows that are unsent when it has.
@@ -152,12 +163,9 @@ impl Running {
         let command = settings
             .iter()
             .fold(command, |command, (name, value)| command.env(name, value));
-        // Other settings can be tried: `RELAY_PUBLISH_IN_FLIGHT=2000 cargo bench -- --only quorum-mark`.
-        let command = std::env::vars()
-            .filter(|(name, _)| name.starts_with("RELAY_"))
-            .fold(command, |command, (name, value)| command.env(&name, &value));
         Self {
             relay: command.spawn(),
+            started: Instant::now(),
             source,
             rows,
             left,
@@ -169,8 +177,17 @@ impl Running {
         let Self { relay, source, .. } = self;
         let (pid, rows) = (relay.pid(), self.rows as f64);
         let first = Look::once(relay, Duration::ZERO, |look| look.published() > 0.0).await;
+        let began_after = self.started.elapsed();
         let (cpu, servers) = (procfs::cpu(pid), stage.cpu(*source));
-        let last = Look::once(relay, LOOK, |look| look.published() >= rows).await;
+        let mut in_flight = Vec::new();
+        let last = Look::once(relay, LOOK, |look| {
+            in_flight.push(look.in_flight());
+            look.published() >= rows
+        })
+        .await;
+        // The last look is at the end.
+        in_flight.pop();
+        let broker = stage.cpu(*source).broker;
         until("everything is marked", TIMEOUT, async || {
             stage.unsent(*source).await <= self.left
         })
@@ -184,11 +201,13 @@ impl Running {
         let seconds = last.confirmed_at() - first.confirmed_at();
         Drained {
             rate: (last.published() - first.published()) / seconds,
+            began_after,
+            in_flight: in_flight.iter().sum::<f64>() / in_flight.len().max(1) as f64,
             purge_rate: (last.purged() - first.purged()) / seconds,
             cpu_a_message: a_message(cpu_after, cpu),
             servers_a_message: ServersCpu {
                 database: a_message(servers_after.database, servers.database),
-                broker: a_message(servers_after.broker, servers.broker),
+                broker: a_message(broker, servers.broker),
             },
             operations_a_thousand: operations.map(|number| 1_000.0 * number / count),
             peak_mib: procfs::memory_mib(pid, "VmHWM"),
@@ -210,7 +229,7 @@ impl Look {
     }
 
     /// The first that is as it should be.
-    async fn once(relay: &Relay, pause: Duration, good: impl Fn(&Self) -> bool) -> Self {
+    async fn once(relay: &Relay, pause: Duration, mut good: impl FnMut(&Self) -> bool) -> Self {
         let mut look = Self::at(relay).await;
         until("the messages are confirmed", TIMEOUT, async || {
             if good(&look) {
@@ -229,6 +248,10 @@ impl Look {
         self.number("outbox_relay_messages_published_total")
     }
 
+    fn in_flight(&self) -> f64 {
+        self.number("outbox_relay_messages_in_flight")
+    }
+
     /// When it confirmed the last of them: unix time in seconds.
     fn confirmed_at(&self) -> f64 {
         self.number("outbox_relay_last_publish_timestamp_seconds")
@@ -240,9 +263,15 @@ impl Look {
     }
 
     /// Operations of a kind that the database was asked for.
-    fn operations(&self, kind: &str) -> f64 {
+    pub(crate) fn operations(&self, kind: &str) -> f64 {
         let count = "outbox_relay_store_operation_duration_seconds_count";
         self.number(&format!("{count}{{operation=\"{kind}\"}}"))
+    }
+
+    /// How long all of them took.
+    pub(crate) fn seconds(&self, kind: &str) -> f64 {
+        let sum = "outbox_relay_store_operation_duration_seconds_sum";
+        self.number(&format!("{sum}{{operation=\"{kind}\"}}"))
     }
 
     fn number(&self, series: &str) -> f64 {

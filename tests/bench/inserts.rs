@@ -12,17 +12,19 @@ const WRITERS: usize = 32;
 
 /// Inserts a second.
 pub(crate) async fn measure(stage: &mut Stage, seconds: u64, pairs: usize) -> Vec<Strained> {
+    let lasts = Duration::from_secs(seconds);
     let mut measured = Vec::new();
+    let mut before = rate(stage, lasts).await;
     for _ in 0..pairs {
-        let without = rate(stage, Duration::from_secs(seconds)).await;
         stage.wake_up(true).await;
-        let under = rate(stage, Duration::from_secs(seconds)).await;
+        let under = rate(stage, lasts).await;
         stage.wake_up(false).await;
+        let after = rate(stage, lasts).await;
         measured.push(Strained {
-            without,
+            without: f64::midpoint(before, after),
             under,
-            purged: None,
         });
+        before = after;
     }
     stage.clear().await;
     measured

@@ -23,17 +23,18 @@ pub(crate) struct Pace {
     pub(crate) name: &'static str,
     rows: usize,
     interval: Duration,
-    /// Added to the interval in turn, so that rows do not keep step with the relay's polls.
+    /// Added to the interval in turn, none to five times, so that rows do not keep step with the relay's polls.
     jitter: Duration,
 }
 
 impl Pace {
-    pub(crate) fn steady(name: &'static str, a_second: u32, rows: usize) -> Self {
+    /// 500 a second.
+    pub(crate) fn steady(name: &'static str, rows: usize) -> Self {
         Self {
             name,
             rows,
-            interval: Duration::from_secs(1) / a_second,
-            jitter: Duration::ZERO,
+            interval: Duration::from_millis(2),
+            jitter: Duration::from_micros(370),
         }
     }
 

@@ -1,8 +1,8 @@
 //! What the relay costs and how fast it is, beside the limit that was measured in the same run.
 //!
 //! `cargo bench` runs everything, `cargo bench -- --quick` only shows that it runs. Servers are private ones, started
-//! here; the relay is the real binary, and a drain's has the `RELAY_*` variables of the caller, so that other settings can
-//! be tried. The machine is never quiet enough for absolute figures: read the ratios.
+//! here; the relay is the real binary. It and the ceiling have the caller's `RELAY_PUBLISH_*` and `RELAY_POLL_*`, so that
+//! other settings can be tried: `RELAY_PUBLISH_IN_FLIGHT=2000 cargo bench -- --only quorum-mark`. The machine is never quiet enough for absolute figures: read the ratios.
 //!
 //! `cargo bench --profile dev -- --quick` takes the build of the tests, which is what `.ci/run` does.
 //!
@@ -41,10 +41,14 @@ mod stage;
 mod start;
 mod strain;
 
+use std::cell::Cell;
+use std::process::ExitCode;
+
 use clap::Parser;
 
 use ceiling::Window;
 use drain::DRAINS;
+use shape::SHAPES;
 use stage::Stage;
 use strain::STRAINS;
 use support::Kind;
@@ -62,12 +66,12 @@ struct Arguments {
     /// Only scenarios with this in their name
     #[arg(long, value_name = "NAME", default_value = "")]
     only: String,
-    /// Rows of a drain
-    #[arg(long)]
-    rows: Option<usize>,
-    /// How often the relay is measured, each time between two ceilings
-    #[arg(long)]
-    pairs: Option<usize>,
+    /// Rows of a drain, at least 2,000: two windows
+    #[arg(long, value_parser = clap::value_parser!(u32).range(2_000..))]
+    rows: Option<u32>,
+    /// How often the relay is measured, each time between two ceilings, at least once
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
+    pairs: Option<u32>,
     /// Only the comparison with other relays, all or those of `--only`: run tests/bench/others/install.sh first
     #[arg(long)]
     others: bool,
@@ -76,13 +80,19 @@ struct Arguments {
     bench: bool,
 }
 
-#[tokio::main]
-async fn main() {
+// As many threads as the relay has.
+#[tokio::main(worker_threads = 2)]
+async fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let quick = arguments.quick;
-    let chosen = |name: &str| name.contains(&arguments.only);
-    let rows = arguments.rows.unwrap_or(if quick { 2_000 } else { 100_000 });
-    let pairs = arguments.pairs.unwrap_or(if quick { 1 } else { 5 }).max(1);
+    let found = Cell::new(false);
+    let chosen = |name: &str| {
+        let chosen = name.contains(&arguments.only);
+        found.set(found.get() || chosen);
+        chosen
+    };
+    let rows = arguments.rows.unwrap_or(if quick { 2_000 } else { 100_000 }) as usize;
+    let pairs = arguments.pairs.unwrap_or(if quick { 1 } else { 5 }) as usize;
 
     let mut stage = Stage::start().await;
     println!("{}", procfs::machine());
@@ -92,9 +102,11 @@ async fn main() {
         println!("Drain PostgreSQL into a quorum queue, {rows} rows of 256 bytes, {pairs} rounds;");
         println!("rates, and the ceilings' before and after each, from the first message in the queue to the last;");
         println!("median, and least to most in brackets.\n");
-        others::compare(&mut stage, &arguments.only, rows, pairs).await;
-        return;
+        drain::warm_up(&mut stage, rows).await;
+        others::compare(&mut stage, &chosen, rows, pairs).await;
+        return ended(found.get());
     }
+    drain::warm_up(&mut stage, rows).await;
 
     let drains: Vec<_> = DRAINS.iter().filter(|drain| chosen(drain.name)).collect();
     if !drains.is_empty() {
@@ -115,66 +127,52 @@ async fn main() {
     }
 
     if chosen("bare") {
-        let (mut rates, mut ordered, mut ceilings) = (Vec::new(), Vec::new(), Vec::new());
+        let mut measured = Vec::new();
+        let mut before = full(&mut stage, rows).await;
         for _ in 0..pairs {
-            for (rates, channels) in [(&mut rates, bare::CHANNELS), (&mut ordered, 1)] {
-                stage.new_queue(Kind::Quorum).await;
-                let port = stage.rabbit.port();
-                let bare = tokio::task::spawn_blocking(move || bare::measure(port, rows, channels));
-                rates.push(bare.await.expect("it publishes"));
-            }
-            stage.new_queue(Kind::Quorum).await;
-            ceilings.push(ceiling::measure(&stage, rows, Window::Full).await.rate);
+            let rate = bare(&mut stage, rows, bare::CHANNELS).await;
+            let ordered = bare(&mut stage, rows, 1).await;
+            let after = full(&mut stage, rows).await;
+            measured.push(report::Bare {
+                rate,
+                ordered,
+                ceiling: f64::midpoint(before, after),
+            });
+            before = after;
         }
-        report::bare_line(&rates, &ordered, &ceilings);
+        report::bare_line(&measured);
     }
 
     let strains: Vec<_> = STRAINS.iter().filter(|(name, _)| chosen(name)).collect();
-    if !strains.is_empty() {
-        let mut purged = Vec::new();
-        report::strain_header();
-        for (name, strain) in strains {
-            let measured = strain.run(&mut stage, rows, pairs.div_ceil(2)).await;
-            report::strain_line(name, &measured);
-            purged.extend(measured.iter().filter_map(|strained| strained.purged));
-        }
-        if !purged.is_empty() {
-            report::purge_line(&purged);
-        }
-        println!();
+    for (name, strain) in strains {
+        let measured = strain.run(&mut stage, rows, pairs.div_ceil(2)).await;
+        report::strain(name, &measured);
     }
 
-    if chosen("hot-marks") {
-        let shapes = shape::measure(&mut stage, rows, pairs.div_ceil(2)).await;
-        report::strain_header();
-        report::strain_line("hot-marks (no index of unsent rows, fillfactor 50)", &shapes.drains);
-        let [with_index, without] = shapes.sweeps.map(|took| took.as_secs_f64() * 1e3);
-        println!(
-            "hot-marks: a sweep of {} sent rows takes {with_index:.1} ms as shipped, {without:.0} ms without the index\n",
-            50 * rows
-        );
+    for shape in SHAPES.iter().filter(|shape| chosen(shape.name)) {
+        let shapes = shape.measure(&mut stage, rows, pairs.div_ceil(2)).await;
+        report::shape(shape, &shapes, 50 * rows);
     }
 
     if chosen("wakeup-inserts") {
         let (seconds, pairs) = if quick { (1, 1) } else { (10, pairs) };
-        report::strain_header();
         let measured = inserts::measure(&mut stage, seconds, pairs).await;
-        report::strain_line("wakeup-inserts (32 writers)", &measured);
+        report::strained("wakeup-inserts (32 writers)", &measured);
         println!();
     }
 
     let paces = [
-        latency::Pace::steady("latency-500", 500, if quick { 500 } else { 10_000 }),
+        latency::Pace::steady("latency-500", if quick { 500 } else { 10_000 }),
         latency::Pace::sporadic("latency-sporadic", if quick { 3 } else { 30 }),
     ];
     for pace in paces.iter().filter(|pace| chosen(pace.name)) {
         let direct = latency::direct(&mut stage, pace).await;
-        report::latency_line(pace.name, "publish -> consumer, no relay", direct);
+        let direct = report::latency_line(pace.name, "publish -> consumer, no relay", direct, None);
         let relayed = latency::relayed(&mut stage, pace).await;
-        report::latency_line(pace.name, "commit -> consumer", relayed);
+        report::latency_line(pace.name, "commit -> consumer", relayed, Some(direct));
         stage.wake_up(true).await;
         let woken = latency::relayed(&mut stage, pace).await;
-        report::latency_line(pace.name, "commit -> consumer, with the wake-up", woken);
+        report::latency_line(pace.name, "commit -> consumer, with the wake-up", woken, Some(direct));
         stage.wake_up(false).await;
     }
     for (name, bytes, fraction) in memory::BODIES {
@@ -185,10 +183,34 @@ async fn main() {
     }
     if chosen("start") {
         let times = start::measure(&mut stage, if quick { 1 } else { 11 }).await;
-        report::latency_line("start", "process -> first message, a row waiting", times);
+        report::latency_line("start", "process -> first message, a row waiting", times, None);
         println!("start: the program is a file of {:.1} MB", start::binary_mb());
     }
     if chosen("idle") {
         println!("idle: {}", idle::measure(&mut stage, if quick { 2 } else { 20 }).await);
     }
+    ended(found.get())
+}
+
+fn ended(found: bool) -> ExitCode {
+    if found {
+        ExitCode::SUCCESS
+    } else {
+        eprintln!("no scenario has that in its name: see tests/bench/main.rs");
+        ExitCode::FAILURE
+    }
+}
+
+/// The ceiling with a queue of its own, messages a second.
+async fn full(stage: &mut Stage, rows: usize) -> f64 {
+    stage.new_queue(Kind::Quorum).await;
+    ceiling::measure(stage, rows, Window::Full).await.rate
+}
+
+/// The same on a bare socket.
+async fn bare(stage: &mut Stage, rows: usize, channels: usize) -> f64 {
+    stage.new_queue(Kind::Quorum).await;
+    let port = stage.rabbit.port();
+    let bare = tokio::task::spawn_blocking(move || bare::measure(port, rows, channels));
+    bare.await.expect("it publishes")
 }

@@ -32,7 +32,7 @@ pub(crate) struct Compared {
 pub(crate) struct Emptied {
     /// Messages a second.
     pub(crate) rate: f64,
-    /// User and system, from its start until everything was marked.
+    /// User and system, from the first messages in the queue until everything was marked.
     pub(crate) cpu_a_message: Duration,
     pub(crate) peak_mib: f64,
 }
@@ -85,11 +85,11 @@ const OWN: [(&str, &str); 2] = [
     ("outbox-relay, `delete` (order per key)", "delete"),
 ];
 
-/// Those with `only` in their name, each so many times, by turns; prints a table.
-pub(crate) async fn compare(stage: &mut Stage, only: &str, rows: usize, rounds: usize) {
+/// Those that are wanted by name, each so many times, by turns; prints a table.
+pub(crate) async fn compare(stage: &mut Stage, wanted: &impl Fn(&str) -> bool, rows: usize, rounds: usize) {
     let own = OWN.iter().map(|(name, on_sent)| (*name, Contender::Own(on_sent)));
     let others = OTHERS.iter().map(|other| (other.name, Contender::Other(other)));
-    let chosen: Vec<_> = own.chain(others).filter(|(name, _)| name.contains(only)).collect();
+    let chosen: Vec<_> = own.chain(others).filter(|(name, _)| wanted(name)).collect();
     for (_, contender) in &chosen {
         if let Contender::Other(other) = contender {
             other.create_table(stage).await;
@@ -125,7 +125,11 @@ enum Contender {
 async fn ceiling(stage: &mut Stage, rows: usize) -> f64 {
     let name = stage.new_queue(Kind::Quorum).await;
     let queue = Queue::open(&stage.amqp_url, &name).await;
-    let (rate, _) = tokio::join!(queue.rate(rows, || ()), ceiling::measure(stage, rows, Window::Full));
+    let filled = async {
+        let first = queue.reached(1, || ()).await;
+        queue.reached(rows, || ()).await.rate_since(&first)
+    };
+    let (rate, _) = tokio::join!(filled, ceiling::measure(stage, rows, Window::Full));
     queue.close().await;
     rate
 }
@@ -264,13 +268,15 @@ impl Running {
         let Self { mut relay, table, .. } = self;
         let pid = relay.pid();
         let goes_on = || assert!(!relay.has_ended(), "it ended:\n{}", relay.log_text());
-        let rate = self.queue.rate(rows, goes_on).await;
+        let first = self.queue.reached(1, goes_on).await;
+        let cpu = procfs::cpu(pid);
+        let last = self.queue.reached(rows, goes_on).await;
         self.queue.close().await;
         let left = format!("SELECT count(*) FROM {table} WHERE {}", self.left);
         until("all is marked", TIMEOUT, async || stage.number(&left).await == 0).await;
         let emptied = Emptied {
-            rate,
-            cpu_a_message: procfs::cpu(pid).div_f64(rows as f64),
+            rate: last.rate_since(&first),
+            cpu_a_message: (procfs::cpu(pid) - cpu).div_f64((rows - first.messages) as f64),
             peak_mib: procfs::memory_mib(pid, "VmHWM"),
         };
         relay.sigterm();

@@ -19,6 +19,19 @@ pub(crate) struct Queue {
     name: String,
 }
 
+/// How many messages there were when.
+pub(crate) struct Depth {
+    pub(crate) messages: usize,
+    at: Instant,
+}
+
+impl Depth {
+    /// Messages a second since then.
+    pub(crate) fn rate_since(&self, before: &Self) -> f64 {
+        (self.messages - before.messages) as f64 / (self.at - before.at).as_secs_f64()
+    }
+}
+
 impl Queue {
     pub(crate) async fn open(url: &str, name: &str) -> Self {
         let connection = Connection::connect(url, ConnectionProperties::default())
@@ -35,21 +48,16 @@ impl Queue {
         self.connection.close(200, "".into()).await.expect("it closes");
     }
 
-    /// Messages a second, from the first look that finds any to the one that finds so many. `goes_on` panics when there
-    /// is nothing to wait for any more.
-    pub(crate) async fn rate(&self, count: usize, goes_on: impl Fn()) -> f64 {
-        let (first, began) = self.reached(1, &goes_on).await;
-        let (all, ended) = self.reached(count, &goes_on).await;
-        (all - first) as f64 / (ended - began).as_secs_f64()
-    }
-
-    /// Waits for so many messages: how many there are, and when.
-    async fn reached(&self, count: usize, goes_on: impl Fn()) -> (usize, Instant) {
+    /// Waits for so many messages. `goes_on` panics when there is nothing to wait for any more.
+    pub(crate) async fn reached(&self, count: usize, goes_on: impl Fn()) -> Depth {
         let end = Instant::now() + TIMEOUT;
         loop {
             let (depth, now) = (self.depth().await, Instant::now());
             if depth >= count {
-                return (depth, now);
+                return Depth {
+                    messages: depth,
+                    at: now,
+                };
             }
             assert!(now < end, "{depth} messages of {count} within {TIMEOUT:?}");
             goes_on();

@@ -6,12 +6,13 @@ use outbox_relay::metrics::OPERATIONS;
 
 use crate::drain::Pair;
 use crate::others::Compared;
-use crate::strain::{Purged, Strained};
+use crate::shape::{Shape, Shapes};
+use crate::strain::{Measured, Purged, Strained};
 
 pub(crate) fn drain_header() {
     println!(
-        "| scenario | ceiling msg/s | relay msg/s | ratio | peak MiB | CPU µs/message: relay | database | broker | \
-         ceiling: publisher | broker |\n|---|---|---|---|---|---|---|---|---|---|"
+        "| scenario | ceiling msg/s | relay msg/s | ratio | in flight | peak MiB | CPU µs/message: relay | database | broker | \
+         ceiling: publisher | broker |\n|---|---|---|---|---|---|---|---|---|---|---|"
     );
 }
 
@@ -19,10 +20,11 @@ pub(crate) fn drain_line(name: &str, pairs: &[Pair]) {
     let spread = |value: &dyn Fn(&Pair) -> f64, digits| Spread::of(pairs.iter().map(value)).text(digits);
     let micros = |time: Duration| time.as_secs_f64() * 1e6;
     println!(
-        "| {name} | {} | {} | {} | {} | {} | {} | {} | {} | {} |",
+        "| {name} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} |",
         spread(&|pair| pair.ceiling.rate, 0),
         spread(&|pair| pair.relay.rate, 0),
         spread(&|pair| pair.relay.rate / pair.ceiling.rate, 2),
+        spread(&|pair| pair.relay.in_flight, 0),
         spread(&|pair| pair.relay.peak_mib, 0),
         spread(&|pair| micros(pair.relay.cpu_a_message), 1),
         spread(&|pair| micros(pair.relay.servers_a_message.database), 1),
@@ -57,9 +59,7 @@ pub(crate) fn operations_line(name: &str, pairs: &[Pair]) {
 }
 
 pub(crate) fn compared(relays: &[(&str, Vec<Compared>)]) {
-    println!(
-        "| relay | msg/s | of the ceiling | CPU µs/message, its start included | peak MiB |\n|---|---|---|---|---|"
-    );
+    println!("| relay | msg/s | of the ceiling | CPU µs/message | peak MiB |\n|---|---|---|---|---|");
     for (name, drains) in relays {
         let spread = |value: &dyn Fn(&Compared) -> f64, digits| Spread::of(drains.iter().map(value)).text(digits);
         println!(
@@ -72,60 +72,100 @@ pub(crate) fn compared(relays: &[(&str, Vec<Compared>)]) {
     }
 }
 
-pub(crate) fn strain_header() {
-    println!("| strain | without, msg/s | under it, msg/s | ratio |\n|---|---|---|---|");
-}
-
-pub(crate) fn strain_line(name: &str, measured: &[Strained]) {
-    let spread = |value: &dyn Fn(&Strained) -> f64, digits| Spread::of(measured.iter().map(value)).text(digits);
+/// A line, and what it was: the same without and under a strain.
+pub(crate) fn strained(name: &str, pairs: &[Strained]) {
+    let spread = |value: &dyn Fn(&Strained) -> f64, digits| Spread::of(pairs.iter().map(value)).text(digits);
     println!(
-        "| {name} | {} | {} | {} |",
+        "{name}: {} a second without, {} under it, ratio {}",
         spread(&|strained| strained.without, 0),
         spread(&|strained| strained.under, 0),
         spread(&|strained| strained.under / strained.without, 2),
     );
 }
 
-/// Below the table: a purge that keeps up deletes as many rows a second as are sent.
-pub(crate) fn purge_line(purged: &[Purged]) {
-    let spread = |value: &dyn Fn(&Purged) -> f64, digits| Spread::of(purged.iter().map(value)).text(digits);
+/// A purge that keeps up deletes as many rows a second as are sent.
+pub(crate) fn strain(name: &str, measured: &Measured) {
+    strained(name, &measured.pairs);
+    let seconds = measured.began_after.iter().map(Duration::as_secs_f64);
     println!(
-        "purge: {} old rows a second while others were sent; the {} left then went in {} s, {} a second",
-        spread(&|purged| purged.meanwhile, 0),
-        spread(&|purged| purged.left, 0),
-        spread(&|purged| purged.afterwards.as_secs_f64(), 1),
-        spread(&|purged| purged.left / purged.afterwards.as_secs_f64(), 0),
+        "{name}: the first messages {} s after its start",
+        Spread::of(seconds).text(1)
     );
+    let purged = &measured.purged;
+    if !purged.is_empty() {
+        let spread = |value: &dyn Fn(&Purged) -> f64, digits| Spread::of(purged.iter().map(value)).text(digits);
+        println!(
+            "{name}: {} old rows a second went while others were sent; the {} left then in {} s",
+            spread(&|purged| purged.meanwhile, 0),
+            spread(&|purged| purged.left, 0),
+            spread(&|purged| purged.afterwards.as_secs_f64(), 1),
+        );
+    }
+    println!();
 }
 
-pub(crate) fn bare_line(rates: &[f64], ordered: &[f64], ceilings: &[f64]) {
-    let ratios = ceilings.iter().zip(rates).map(|(ceiling, rate)| ceiling / rate);
+/// `kept`: the sent rows that were swept over.
+pub(crate) fn shape(shape: &Shape, shapes: &Shapes, kept: usize) {
+    let Shape { name, what, .. } = shape;
+    strained(&format!("{name} ({what})"), &shapes.drains);
+    let [hot, otherwise] = shapes.hot;
+    println!("{name}: HOT updates of all marks {hot:.2} as shipped, {otherwise:.2} otherwise");
+    let [index, otherwise] = shapes.index.map(|bytes| bytes as f64 / 1e6);
+    println!("{name}: the index of unsent rows has {index:.1} MB afterwards as shipped, {otherwise:.1} MB otherwise");
+    let [sweep, otherwise] = shapes.sweeps.map(|took| took.as_secs_f64() * 1e3);
+    println!("{name}: a sweep over {kept} sent rows takes {sweep:.1} ms as shipped, {otherwise:.1} ms otherwise\n");
+}
+
+/// Messages a second.
+pub(crate) struct Bare {
+    pub(crate) rate: f64,
+    /// Over one channel.
+    pub(crate) ordered: f64,
+    /// The mean of right before and right after.
+    pub(crate) ceiling: f64,
+}
+
+pub(crate) fn bare_line(measured: &[Bare]) {
+    let spread = |value: &dyn Fn(&Bare) -> f64, digits| Spread::of(measured.iter().map(value)).text(digits);
     println!(
         "bare socket, prepared frames: {} msg/s; the ceiling is {} of it",
-        Spread::of(rates.iter().copied()).text(0),
-        Spread::of(ratios).text(2)
+        spread(&|bare| bare.rate, 0),
+        spread(&|bare| bare.ceiling / bare.rate, 2)
     );
-    let ratios = ceilings.iter().zip(ordered).map(|(ceiling, rate)| rate / ceiling);
     println!(
         "the same over one channel, which one key needs to keep its order: {} msg/s, {} of the ceiling\n",
-        Spread::of(ordered.iter().copied()).text(0),
-        Spread::of(ratios).text(2)
+        spread(&|bare| bare.ordered, 0),
+        spread(&|bare| bare.ordered / bare.ceiling, 2)
     );
 }
 
-pub(crate) fn latency_line(name: &str, what: &str, mut latencies: Vec<Duration>) {
+/// In milliseconds.
+#[derive(Clone, Copy)]
+pub(crate) struct Latency {
+    p50: f64,
+    p99: f64,
+}
+
+/// Returns what it printed; `direct`: of the same messages without relay.
+pub(crate) fn latency_line(name: &str, what: &str, mut latencies: Vec<Duration>, direct: Option<Latency>) -> Latency {
     latencies.sort_unstable();
     let at = |share: f64| {
         let index = (latencies.len() as f64 * share) as usize;
         latencies[index.min(latencies.len() - 1)].as_secs_f64() * 1e3
     };
+    let Latency { p50, p99 } = Latency {
+        p50: at(0.5),
+        p99: at(0.99),
+    };
+    let ratio = direct.map_or(String::new(), |direct| {
+        format!("; {:.1} and {:.1} times as long", p50 / direct.p50, p99 / direct.p99)
+    });
     println!(
-        "{name}: {what}: p50 {:.2} ms, p99 {:.2} ms, most {:.2} ms ({} messages)",
-        at(0.5),
-        at(0.99),
+        "{name}: {what}: p50 {p50:.2} ms, p99 {p99:.2} ms, most {:.2} ms ({} messages){ratio}",
         at(1.0),
         latencies.len()
     );
+    Latency { p50, p99 }
 }
 
 /// Median, least and most.

@@ -1,64 +1,125 @@
-//! Another shape of the table in PostgreSQL beside the one that is shipped: without the index of unsent rows and with half of
-//! every page free, a mark is a HOT update, and writes no index. What that gains, and what it costs.
+//! Other shapes of the table in PostgreSQL beside the one that is shipped: what each gains, and what it costs.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use crate::stage::Stage;
+use crate::drain::Look;
+use crate::stage::{Source, Stage};
 use crate::strain::{Strained, alone, sent};
+use crate::support::{Kind, until};
 
-/// What the relay asks every 15 s, so that nothing is forgotten whatever happened to the ids.
-const SWEEP: &str = "SELECT count(*) FROM outbox WHERE sent_at IS NULL AND dead_at IS NULL";
+/// Sweeps of which the mean is taken.
+const SWEEPS: f64 = 10.0;
 
-/// As `migrate` makes it.
-const INDEX: &str = "CREATE INDEX outbox_relay_unsent ON outbox (id) WHERE sent_at IS NULL AND dead_at IS NULL";
+pub(crate) struct Shape {
+    pub(crate) name: &'static str,
+    pub(crate) what: &'static str,
+    /// From the shape that `migrate` makes to this one, and back.
+    there: &'static str,
+    back: &'static str,
+    /// Times the rows that are sent.
+    times: usize,
+}
 
+pub(crate) const SHAPES: [Shape; 2] = [
+    // A mark is a HOT update then, and writes no index.
+    Shape {
+        name: "hot-marks",
+        what: "no index of unsent rows, fillfactor 50",
+        there: "DROP INDEX outbox_relay_unsent; ALTER TABLE outbox SET (fillfactor = 50)",
+        back: "CREATE INDEX outbox_relay_unsent ON outbox (id) WHERE sent_at IS NULL AND dead_at IS NULL;
+               ALTER TABLE outbox RESET (fillfactor)",
+        times: 1,
+    },
+    // So many rows that the server looks once or twice at what there is to be cleaned up, as it does every minute.
+    Shape {
+        name: "autovacuum",
+        what: "the server's own settings of it",
+        there: "ALTER TABLE outbox RESET (autovacuum_vacuum_threshold, autovacuum_vacuum_scale_factor,
+                                          autovacuum_analyze_threshold, autovacuum_analyze_scale_factor)",
+        back: "ALTER TABLE outbox SET (autovacuum_vacuum_threshold = 10000, autovacuum_vacuum_scale_factor = 0.01,
+                                       autovacuum_analyze_threshold = 10000, autovacuum_analyze_scale_factor = 0.02)",
+        times: 40,
+    },
+];
+
+/// As shipped, and in the other shape.
 pub(crate) struct Shapes {
-    /// As shipped, and the other one.
     pub(crate) drains: Vec<Strained>,
-    /// How long a sweep takes that finds nothing, with fifty times the rows kept: as shipped, and without the index.
+    /// Of the marks, those that were HOT updates, in one drain.
+    pub(crate) hot: [f64; 2],
+    /// Bytes of the index of unsent rows when all was sent, where there is one.
+    pub(crate) index: [i64; 2],
+    /// How long a sweep takes that finds nothing, with fifty times the rows kept.
     pub(crate) sweeps: [Duration; 2],
 }
 
-pub(crate) async fn measure(stage: &mut Stage, rows: usize, pairs: usize) -> Shapes {
-    let mut drains = Vec::new();
-    for _ in 0..pairs {
-        let without = alone(stage, rows).await;
-        hot(stage).await;
-        let under = alone(stage, rows).await;
-        shipped(stage).await;
-        drains.push(Strained {
-            without,
-            under,
-            purged: None,
-        });
+impl Shape {
+    pub(crate) async fn measure(&self, stage: &mut Stage, rows: usize, pairs: usize) -> Shapes {
+        let rows_sent = self.times * rows;
+        let mut drains = Vec::new();
+        let (mut hot, mut index) = ([0.0; 2], [0; 2]);
+        let mut before;
+        (before, hot[0], index[0]) = drained(stage, rows_sent).await;
+        for _ in 0..pairs {
+            stage.run(self.there).await;
+            let under;
+            (under, hot[1], index[1]) = drained(stage, rows_sent).await;
+            stage.run(self.back).await;
+            let (after, _, _) = drained(stage, rows_sent).await;
+            drains.push(Strained {
+                without: f64::midpoint(before, after),
+                under,
+            });
+            before = after;
+        }
+        stage.clear().await;
+        sent(stage, 50 * rows, "1 hour").await;
+        let as_shipped = sweep(stage).await;
+        stage.run(self.there).await;
+        let otherwise = sweep(stage).await;
+        stage.clear().await;
+        stage.run(self.back).await;
+        Shapes {
+            drains,
+            hot,
+            index,
+            sweeps: [as_shipped, otherwise],
+        }
     }
-    stage.clear().await;
-    sent(stage, 50 * rows, "1 hour").await;
-    let with_index = sweep(stage).await;
-    hot(stage).await;
-    let without_index = sweep(stage).await;
-    stage.clear().await;
-    shipped(stage).await;
-    Shapes {
-        drains,
-        sweeps: [with_index, without_index],
-    }
 }
 
-async fn hot(stage: &mut Stage) {
-    stage.run("DROP INDEX outbox_relay_unsent").await;
-    stage.run("ALTER TABLE outbox SET (fillfactor = 50)").await;
+/// A drain, messages a second; and what it leaves behind: the part of the marks that were HOT updates, and the size of the
+/// index of unsent rows.
+async fn drained(stage: &mut Stage, rows: usize) -> (f64, f64, i64) {
+    const MARKS: &str = "SELECT n_tup_upd FROM pg_stat_user_tables WHERE relid = 'outbox'::regclass";
+    const HOT: &str = "SELECT n_tup_hot_upd FROM pg_stat_user_tables WHERE relid = 'outbox'::regclass";
+    const INDEX: &str = "SELECT coalesce(pg_relation_size(to_regclass('outbox_relay_unsent')), 0)";
+    stage
+        .run("SELECT pg_stat_reset_single_table_counters('outbox'::regclass)")
+        .await;
+    let rate = alone(stage, rows).await;
+    // The server counts them when the relay's connection has gone.
+    until("the marks are counted", Duration::from_secs(20), async || {
+        stage.number(MARKS).await >= rows as i64
+    })
+    .await;
+    let hot = stage.number(HOT).await as f64 / rows as f64;
+    (rate, hot, stage.number(INDEX).await)
 }
 
-async fn shipped(stage: &mut Stage) {
-    stage.run(INDEX).await;
-    stage.run("ALTER TABLE outbox RESET (fillfactor)").await;
-}
-
-/// The second of two: what is read is in memory then, as far as it has room there.
+/// By the relay's own measure.
 async fn sweep(stage: &mut Stage) -> Duration {
-    stage.number(SWEEP).await;
-    let began = Instant::now();
-    stage.number(SWEEP).await;
-    began.elapsed()
+    stage.new_queue(Kind::Quorum).await;
+    let relay = stage.relay(Source::Postgres);
+    let mut relay = relay.env("RELAY_POLL_SWEEP_INTERVAL", "100ms").spawn();
+    let mut look = Look::at(&relay).await;
+    until("the table is swept", Duration::from_secs(60), async || {
+        look = Look::at(&relay).await;
+        look.operations("scan") >= SWEEPS
+    })
+    .await;
+    let mean = look.seconds("scan") / look.operations("scan");
+    relay.sigterm();
+    assert!(relay.wait(Duration::from_secs(30)).await.success());
+    Duration::from_secs_f64(mean)
 }

@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use sqlx::{AssertSqlSafe, Connection, MySqlConnection, PgConnection, SqliteConnection};
 
+use outbox_relay::config::Config;
+
 use crate::procfs;
 use crate::support::{Kind, MariaDb, Postgres, Rabbit, Relay, RelayCommand, declare, numbers};
 
@@ -12,6 +14,9 @@ pub(crate) const ROUTING_KEY: &str = "bench";
 
 /// Bytes of a body.
 pub(crate) const BODY: usize = 256;
+
+/// Settings of the caller that relays and ceiling are tried with. No others: they may be of servers of the caller's.
+const TRIED: [&str; 2] = ["RELAY_PUBLISH_", "RELAY_POLL_"];
 
 /// After a queue was deleted and rows were loaded, the servers clean up: not to be measured.
 const SETTLE: Duration = Duration::from_millis(500);
@@ -93,6 +98,18 @@ impl Stage {
         )
     }
 
+    /// The relay's configuration, as far as it is the same in all scenarios.
+    pub(crate) fn config(&self) -> Config {
+        let urls = [
+            ("RELAY_DATABASE_URL", &self.database_url),
+            ("RELAY_AMQP_URL", &self.amqp_url),
+        ];
+        let urls = urls.map(|(name, url)| (name.to_owned(), url.clone()));
+        outbox_relay::config::load(tried().chain(urls))
+            .expect("good settings")
+            .config
+    }
+
     /// A relay between database and broker, not started yet.
     pub(crate) fn relay(&self, source: Source) -> RelayCommand {
         let url = match source {
@@ -100,7 +117,8 @@ impl Stage {
             Source::MariaDb => &self.maria.as_ref().expect("rows were loaded").url,
             Source::Sqlite => &self.sqlite_url,
         };
-        Relay::command()
+        tried()
+            .fold(Relay::command(), |command, (name, value)| command.env(&name, &value))
             .env("RELAY_DATABASE_URL", url)
             .env("RELAY_AMQP_URL", &self.amqp_url)
             .env("RELAY_AMQP_EXCHANGE", EXCHANGE)
@@ -265,6 +283,10 @@ impl Stage {
                 .expect("a number"),
         }
     }
+}
+
+fn tried() -> impl Iterator<Item = (String, String)> {
+    std::env::vars().filter(|(name, _)| TRIED.iter().any(|start| name.starts_with(start)))
 }
 
 async fn migrate(database_url: &str, amqp_url: &str, command: &[&str]) {

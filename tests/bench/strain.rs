@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use sqlx::{Connection, PgConnection};
 
-use crate::drain::{LOOK, Look, Running, drain};
+use crate::drain::{Drained, LOOK, Look, Running, drain};
 use crate::stage::{Rows, Source, Stage};
 use crate::support::{Kind, until};
 
@@ -17,14 +17,14 @@ const OLD: &str = "SELECT count(*) FROM outbox WHERE sent_at < now() - interval 
 /// What is in the way.
 #[derive(Clone, Copy)]
 pub(crate) enum Strain {
-    /// Fifty times the rows were sent and are kept, and ten times wait, of which the first rows are sent; against the
-    /// same number in a table of their own.
+    /// Fifty times the rows were sent and are kept, and ten times wait; against the rows in a table of their own.
     FullTable,
     /// A snapshot is open while twenty times the rows are sent.
     Snapshot,
-    /// Ten times the rows wait behind the first row of their key, which is not due.
+    /// Ten times the rows wait behind the first row of their key, which is not due, and as many others behind them: it
+    /// takes long enough for the sweeps to find them again.
     BlockedKey,
-    /// Fifty times the rows are older than the retention, and are purged meanwhile.
+    /// Fifty times the rows are older than the retention; forty times are sent while most of those are purged.
     Purge,
 }
 
@@ -37,9 +37,9 @@ pub(crate) const STRAINS: [(&str, Strain); 4] = [
 
 /// Messages a second.
 pub(crate) struct Strained {
+    /// The mean of right before and right after.
     pub(crate) without: f64,
     pub(crate) under: f64,
-    pub(crate) purged: Option<Purged>,
 }
 
 /// How the old rows went.
@@ -53,13 +53,28 @@ pub(crate) struct Purged {
     pub(crate) afterwards: Duration,
 }
 
+/// What was measured of a strain.
+#[derive(Default)]
+pub(crate) struct Measured {
+    pub(crate) pairs: Vec<Strained>,
+    pub(crate) purged: Vec<Purged>,
+    /// From the start of the relay to its first messages, under the strain.
+    pub(crate) began_after: Vec<Duration>,
+}
+
 impl Strain {
-    pub(crate) async fn run(self, stage: &mut Stage, rows: usize, pairs: usize) -> Vec<Strained> {
-        let mut measured = Vec::new();
+    pub(crate) async fn run(self, stage: &mut Stage, rows: usize, pairs: usize) -> Measured {
+        let mut measured = Measured::default();
+        let mut before = self.without(stage, rows).await;
         for _ in 0..pairs {
-            let without = self.without(stage, rows).await;
-            let (under, purged) = self.under(stage, rows).await;
-            measured.push(Strained { without, under, purged });
+            let under = self.under(stage, rows, &mut measured.purged).await;
+            measured.began_after.push(under.began_after);
+            let after = self.without(stage, rows).await;
+            measured.pairs.push(Strained {
+                without: f64::midpoint(before, after),
+                under: under.rate,
+            });
+            before = after;
         }
         stage.clear().await;
         measured
@@ -67,22 +82,21 @@ impl Strain {
 
     async fn without(self, stage: &mut Stage, rows: usize) -> f64 {
         let rows = match self {
-            Self::FullTable | Self::BlockedKey => rows,
+            Self::FullTable => rows,
+            Self::BlockedKey => 10 * rows,
             Self::Snapshot => 20 * rows,
-            Self::Purge => 10 * rows,
+            Self::Purge => 40 * rows,
         };
         alone(stage, rows).await
     }
 
-    async fn under(self, stage: &mut Stage, rows: usize) -> (f64, Option<Purged>) {
+    async fn under(self, stage: &mut Stage, rows: usize, purged: &mut Vec<Purged>) -> Drained {
         stage.clear().await;
-        let rate = match self {
+        match self {
             Self::FullTable => {
                 sent(stage, 50 * rows, "1 hour").await;
                 waiting(stage, 10 * rows).await;
-                // As many as without: a drain that lasts ten times as long has another share of start, end and pauses
-                // of the servers (checkpoints, autovacuum).
-                rate(stage, "off", rows).await
+                drained(stage, 10 * rows).await
             }
             Self::Snapshot => {
                 let mut reader = PgConnection::connect(&stage.database_url)
@@ -91,9 +105,9 @@ impl Strain {
                 let open = "BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM outbox";
                 sqlx::raw_sql(open).execute(&mut reader).await.expect("it runs");
                 waiting(stage, 20 * rows).await;
-                let rate = rate(stage, "off", 20 * rows).await;
+                let drained = drained(stage, 20 * rows).await;
                 sqlx::raw_sql("COMMIT").execute(&mut reader).await.expect("still open");
-                rate
+                drained
             }
             Self::BlockedKey => {
                 let blocked = |count, delay| Rows {
@@ -105,25 +119,25 @@ impl Strain {
                 };
                 stage.insert(&blocked(1, Some("1 hour"))).await;
                 stage.insert(&blocked(10 * rows, None)).await;
-                waiting(stage, rows).await;
-                rate(stage, "off", rows).await
+                waiting(stage, 10 * rows).await;
+                drained(stage, 10 * rows).await
             }
             Self::Purge => {
-                let (rate, purged) = purge(stage, rows).await;
-                return (rate, Some(purged));
+                let (drained, how) = purge(stage, rows).await;
+                purged.push(how);
+                drained
             }
-        };
-        (rate, None)
+        }
     }
 }
 
 /// The relay goes on after the drain, until no old row is left.
-async fn purge(stage: &mut Stage, rows: usize) -> (f64, Purged) {
+async fn purge(stage: &mut Stage, rows: usize) -> (Drained, Purged) {
     sent(stage, 50 * rows, "8 days").await;
-    waiting(stage, 10 * rows).await;
+    waiting(stage, 40 * rows).await;
     stage.new_queue(Kind::Quorum).await;
     let settings = [("RELAY_OUTBOX_RETENTION", "7d")];
-    let running = Running::start(stage, Source::Postgres, &settings, 10 * rows).await;
+    let running = Running::start(stage, Source::Postgres, &settings, 40 * rows).await;
     let drained = running.drained(stage).await;
     let (began, all) = (Instant::now(), (50 * rows) as f64);
     let left = all - Look::at(&running.relay).await.purged();
@@ -140,14 +154,14 @@ async fn purge(stage: &mut Stage, rows: usize) -> (f64, Purged) {
         left,
         afterwards,
     };
-    (drained.rate, purged)
+    (drained, purged)
 }
 
 /// Messages a second, of rows in a table of their own.
 pub(crate) async fn alone(stage: &mut Stage, rows: usize) -> f64 {
     stage.clear().await;
     waiting(stage, rows).await;
-    rate(stage, "off", rows).await
+    drained(stage, rows).await.rate
 }
 
 async fn waiting(stage: &mut Stage, count: usize) {
@@ -171,8 +185,8 @@ pub(crate) async fn sent(stage: &mut Stage, count: usize, ago: &'static str) {
     stage.run("CHECKPOINT").await;
 }
 
-async fn rate(stage: &mut Stage, retention: &str, rows: usize) -> f64 {
+/// Nothing is purged meanwhile.
+async fn drained(stage: &mut Stage, rows: usize) -> Drained {
     stage.new_queue(Kind::Quorum).await;
-    let settings = [("RELAY_OUTBOX_RETENTION", retention)];
-    drain(stage, Source::Postgres, &settings, rows).await.rate
+    drain(stage, Source::Postgres, &[("RELAY_OUTBOX_RETENTION", "off")], rows).await
 }
