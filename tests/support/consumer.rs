@@ -276,23 +276,24 @@ async fn consume(url: &str, queue: &str, connection_number: usize, list: &Mutex<
     Ok(())
 }
 
-/// Takes all messages out of a queue.
+/// Takes all messages out of a queue, however long that takes: each of them comes in time.
 pub async fn drain_queue(url: &str, queue: &str) -> Vec<Received> {
     let work = async {
-        let connection = connect(url).await?;
-        let channel = connection.create_channel().await?;
+        let connection = step(connect(url)).await?;
+        let channel = step(connection.create_channel()).await?;
         let mut all = Vec::new();
         let no_ack = BasicGetOptions { no_ack: true };
-        while let Some(message) = channel.basic_get(queue.into(), no_ack).await? {
+        while let Some(message) = step(channel.basic_get(queue.into(), no_ack)).await? {
             all.push(Received::new(message.delivery, 0));
         }
-        connection.close(200, "done".into()).await?;
+        step(connection.close(200, "done".into())).await?;
         Ok::<_, lapin::Error>(all)
     };
-    tokio::time::timeout(STEP * 3, work)
-        .await
-        .expect("the broker answers")
-        .unwrap_or_else(|e| panic!("drain {queue:?}: {e}"))
+    work.await.unwrap_or_else(|e| panic!("drain {queue:?}: {e}"))
+}
+
+async fn step<T>(work: impl Future<Output = lapin::Result<T>>) -> lapin::Result<T> {
+    tokio::time::timeout(STEP, work).await.expect("the broker answers")
 }
 
 async fn connect(url: &str) -> lapin::Result<Connection> {
