@@ -192,7 +192,7 @@ pub async fn run(parts: Parts, stop: watch::Receiver<Stop>) -> Ended {
         ));
     }
     let (sleep, asleep) = watch::channel(false);
-    tasks.spawn(wakeup::run(store.clone(), asleep, events.clone()));
+    tasks.spawn(wakeup::run(store.clone(), metrics.clone(), asleep, events.clone()));
     let publisher = Publisher {
         broker,
         compression: config.message.compression,

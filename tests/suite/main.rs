@@ -36,6 +36,7 @@
 //! | `UPDATE … RETURNING` is unordered, rows of one timestamp | reads are `ORDER BY id`: `main_job::…`, `store::reading::the_head_…` |
 //! | a backlog of one exchange starves another | `outcomes::a_full_queue_of_one_exchange_…`, `pauses::…` |
 //! | `LISTEN` silently dead behind a pooler | `surroundings::a_pooler_that_swallows_…` |
+//! | wake-up beside an open insert, and beside a busy relay | `wakeup::…` |
 //! | rows committed during start or reconnect | `faults::a_broker_that_is_away_…` |
 //! | outages spend no attempts | `faults::a_broker_that_is_away_…`, `faults::an_alarm_…`, `tests/chaos` |
 //! | a snapshot held open while many rows pass | `surroundings::a_snapshot_…` |
@@ -85,3 +86,4 @@ mod stopping;
 mod store;
 mod surroundings;
 mod traces;
+mod wakeup;
