@@ -29,7 +29,7 @@
 //! | kill -9 between publish and mark | `faults::cuts_and_kills_…`, `tests/chaos` |
 //! | a refused row holds up its key only; a million rows of a blocked key | `faults::a_million_rows_…`, property tests |
 //! | table or column missing at the start | `faults::a_relay_that_starts_before_the_table_…`, `store::schema::a_missing_column_…` |
-//! | many rows to purge beside inserts | `purge::…` |
+//! | many rows to purge beside inserts, rows that are slow to delete, several relays that could | `purge::…` |
 //! | dead letters or sent rows in the way of a poll; statistics missing or wrong | `store::plans::…` |
 //! | insert storm under REPEATABLE READ (MariaDB, MySQL) | `mariadb::an_insert_storm_…`, `store::mariadb::an_insert_never_…` |
 //! | partitioned table | `partitioned::…` |
