@@ -173,6 +173,11 @@ impl Metrics {
         }
     }
 
+    /// How many polls ended with `rows`, or `empty`.
+    pub fn polls(&self, outcome: &'static str) -> u64 {
+        self.polls.get_or_create(&[("outcome", outcome)]).get()
+    }
+
     /// The table was looked at, be it only to learn that nothing changed.
     pub fn looked(&self) {
         self.last_poll.set(unix_now());

@@ -9,6 +9,7 @@ mod leases;
 pub(crate) mod outage;
 mod pauses;
 mod publisher;
+mod purge;
 pub mod reader;
 mod reading;
 mod settler;
@@ -33,6 +34,7 @@ use self::core::{Core, Queues};
 use dispatch::{Dispatcher, Generation, RetryPolicy, Settings};
 use leases::{Keeper, Leases};
 use publisher::{Batch, Publisher};
+use purge::Purger;
 use reader::{Answer, Plan, Read};
 use settler::Settler;
 
@@ -183,16 +185,19 @@ pub async fn run(parts: Parts, stop: watch::Receiver<Stop>) -> Ended {
     if !config.outbox.mapping.is_default() {
         tasks.spawn(housekeeping::tidy(store.clone()));
     }
+    let (own_first, owns_first) = watch::channel(false);
     if let Some(retention) = config.outbox.retention {
-        tasks.spawn(housekeeping::purge(
-            store.clone(),
-            metrics.clone(),
-            health.clone(),
+        let purger = Purger {
+            store: store.clone(),
+            metrics: metrics.clone(),
+            health: health.clone(),
             retention,
-        ));
+            bound: config.database_timeout,
+        };
+        tasks.spawn(purger.run(owns_first));
     }
     let (sleep, asleep) = watch::channel(false);
-    tasks.spawn(wakeup::run(store.clone(), asleep, events.clone()));
+    tasks.spawn(wakeup::run(store.clone(), metrics.clone(), asleep, events.clone()));
     let publisher = Publisher {
         broker,
         compression: config.message.compression,
@@ -216,6 +221,7 @@ pub async fn run(parts: Parts, stop: watch::Receiver<Stop>) -> Ended {
             jobs,
             gives,
             sleep,
+            own_first,
         },
         partitions(&config),
         config.shutdown,

@@ -44,6 +44,8 @@ pub(super) struct Queues {
     pub(super) gives: mpsc::UnboundedSender<Lease>,
     /// Whether a long pause between reads is worth a wake-up.
     pub(super) sleep: watch::Sender<bool>,
+    /// Whether the first share is this relay's.
+    pub(super) own_first: watch::Sender<bool>,
 }
 
 pub(super) struct Core {
@@ -170,7 +172,7 @@ impl Core {
         self.publish();
         self.settle(now);
         self.read(now);
-        self.sleep();
+        set(&self.queues.sleep, self.plan.is_idle());
         self.tell();
         self.metrics
             .in_flight
@@ -233,16 +235,6 @@ impl Core {
         }
     }
 
-    /// When nothing has come for a while.
-    fn sleep(&self) {
-        let asleep = self.plan.is_idle();
-        self.queues.sleep.send_if_modified(|before| {
-            let changed = *before != asleep;
-            *before = asleep;
-            changed
-        });
-    }
-
     fn wait(&self, stopping: Option<&Stopping>) -> Duration {
         let now = self.now();
         let mark = self
@@ -302,7 +294,14 @@ impl Core {
         }
         let blocked = i64::try_from(self.dispatcher.blocked_keys()).unwrap_or(i64::MAX);
         self.metrics.blocked_keys.set(blocked);
-        let owned = i64::try_from(self.dispatcher.held().len()).unwrap_or(i64::MAX);
+        let held = self.dispatcher.held();
+        let owned = i64::try_from(held.len()).unwrap_or(i64::MAX);
         self.metrics.partitions_owned.set(owned);
+        set(&self.queues.own_first, held.iter().any(|lease| lease.share == 0));
     }
+}
+
+/// Wakes nobody if it is so already.
+fn set(flag: &watch::Sender<bool>, value: bool) {
+    flag.send_if_modified(|before| std::mem::replace(before, value) != value);
 }

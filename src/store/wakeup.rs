@@ -9,7 +9,8 @@ use super::StoreError;
 /// One relay's ear, on a connection of its own. After an error it is of no more use.
 #[async_trait]
 pub trait Wakeups: Send {
-    /// Asks writers to tell of each insert from now on. `false`: they tell for another relay's sake already.
+    /// Asks writers to tell of each insert from now on. `false`: they could not be asked, as another relay has asked them
+    /// already, whose telling is heard here too, or as a transaction with an insert is open, and nobody tells anything.
     async fn arm(&mut self) -> Result<bool, StoreError>;
 
     /// Writers need not tell any more, which costs them less.

@@ -29,13 +29,14 @@
 //! | kill -9 between publish and mark | `faults::cuts_and_kills_…`, `tests/chaos` |
 //! | a refused row holds up its key only; a million rows of a blocked key | `faults::a_million_rows_…`, property tests |
 //! | table or column missing at the start | `faults::a_relay_that_starts_before_the_table_…`, `store::schema::a_missing_column_…` |
-//! | many rows to purge beside inserts | `purge::…` |
+//! | many rows to purge beside inserts, rows that are slow to delete, several relays that could | `purge::…` |
 //! | dead letters or sent rows in the way of a poll; statistics missing or wrong | `store::plans::…` |
 //! | insert storm under REPEATABLE READ (MariaDB, MySQL) | `mariadb::an_insert_storm_…`, `store::mariadb::an_insert_never_…` |
 //! | partitioned table | `partitioned::…` |
 //! | `UPDATE … RETURNING` is unordered, rows of one timestamp | reads are `ORDER BY id`: `main_job::…`, `store::reading::the_head_…` |
 //! | a backlog of one exchange starves another | `outcomes::a_full_queue_of_one_exchange_…`, `pauses::…` |
 //! | `LISTEN` silently dead behind a pooler | `surroundings::a_pooler_that_swallows_…` |
+//! | wake-up beside an open insert, and beside a busy relay | `wakeup::…` |
 //! | rows committed during start or reconnect | `faults::a_broker_that_is_away_…` |
 //! | outages spend no attempts | `faults::a_broker_that_is_away_…`, `faults::an_alarm_…`, `tests/chaos` |
 //! | a snapshot held open while many rows pass | `surroundings::a_snapshot_…` |
@@ -85,3 +86,4 @@ mod stopping;
 mod store;
 mod surroundings;
 mod traces;
+mod wakeup;
