@@ -53,7 +53,7 @@ impl Metrics {
             purge_behind: add(
                 r,
                 "purge_behind",
-                "1 while sent rows older than the retention stay: too many for two minutes, or deleting them fails; aggregate with max",
+                "1 while sent rows older than the retention stay: too many for 25 seconds, or deleting them fails; aggregate with max",
                 IntGauge::default(),
             ),
             polls: add(

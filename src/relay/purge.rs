@@ -28,8 +28,9 @@ const INTERVAL: Duration = Duration::from_secs(30);
 /// Pause when it took several batches to come to the end of the old rows: by then there are many again.
 const SOON: Duration = Duration::from_secs(1);
 
-/// A purge that has not come to the end of the old rows for so long is behind.
-const BEHIND: Duration = Duration::from_secs(120);
+/// A purge that does not come to the end of the old rows within this time is behind: time enough for what has become old in
+/// an interval, and soon enough to be told within 30 s.
+const BEHIND: Duration = Duration::from_secs(25);
 
 /// How often it is logged what was deleted.
 const SAY_INTERVAL: Duration = Duration::from_secs(60);
@@ -61,7 +62,7 @@ impl Purger {
     /// Until the first share is another relay's: in small batches, and for a third of the time at the most.
     async fn purge(&self, owns_first: &mut watch::Receiver<bool>) {
         let mut outage = Outage::new("keeping the table free of old rows");
-        let mut pace = Pace::new(self.bound, Instant::now());
+        let mut pace = Pace::new(self.bound);
         let (mut purged, mut said) = (0, None::<Instant>);
         while *owns_first.borrow_and_update() {
             let start = Instant::now();
@@ -104,19 +105,16 @@ impl Purger {
 struct Pace {
     batch: u32,
     bound: Duration,
-    /// There was a full batch since the end of the old rows was reached.
-    catches_up: bool,
-    /// When the end was reached, or the purge began.
-    ended: Instant,
+    /// When the first full batch began since the end of the old rows was reached.
+    catches_up: Option<Instant>,
 }
 
 impl Pace {
-    fn new(bound: Duration, now: Instant) -> Self {
+    fn new(bound: Duration) -> Self {
         Self {
             batch: BATCH,
             bound,
-            catches_up: false,
-            ended: now,
+            catches_up: None,
         }
     }
 
@@ -131,14 +129,12 @@ impl Pace {
                     self.batch = (self.batch * 2).min(BATCH);
                 }
                 if full {
-                    self.catches_up = true;
+                    self.catches_up.get_or_insert(now - took);
                     return rest;
                 }
-                self.ended = now;
-                if std::mem::take(&mut self.catches_up) {
-                    SOON
-                } else {
-                    INTERVAL
+                match self.catches_up.take() {
+                    Some(_) => SOON,
+                    None => INTERVAL,
                 }
             }
             // Perhaps so many rows cannot be deleted in time.
@@ -151,7 +147,7 @@ impl Pace {
     }
 
     fn is_behind(&self, now: Instant) -> bool {
-        now - self.ended > BEHIND
+        self.catches_up.is_some_and(|since| now - since > BEHIND)
     }
 }
 
@@ -169,7 +165,7 @@ mod tests {
     #[test]
     fn many_rows_are_looked_for_again_soon_and_few_after_a_while() {
         let now = Instant::now();
-        let mut pace = Pace::new(BOUND, now);
+        let mut pace = Pace::new(BOUND);
         assert_eq!(pace.after(&Ok(999), QUICK, now), INTERVAL);
         assert_eq!(pace.after(&Ok(1_000), QUICK, now), 2 * QUICK);
         assert_eq!(pace.after(&Ok(1_000), QUICK, now), 2 * QUICK);
@@ -182,7 +178,7 @@ mod tests {
     /// Of `sent` rows a second, and batches that take 30 ms and rest for 60.
     fn ever_behind(sent: f64) -> bool {
         let begun = Instant::now();
-        let mut pace = Pace::new(BOUND, begun);
+        let mut pace = Pace::new(BOUND);
         let (mut now, mut old) = (begun, 20_000.0);
         let mut behind = false;
         while now - begun < Duration::from_secs(1_200) {
@@ -198,7 +194,7 @@ mod tests {
 
     #[test]
     fn a_purge_is_behind_only_if_it_cannot_keep_up() {
-        for sent in [0.0, 100.0, 900.0, 5_000.0, 10_500.0] {
+        for sent in [0.0, 100.0, 900.0, 5_000.0, 9_500.0] {
             assert!(!ever_behind(sent), "{sent}");
         }
         // Eleven batches a second.
@@ -208,8 +204,9 @@ mod tests {
     #[test]
     fn a_purge_that_is_behind_stays_so_until_it_has_come_to_the_end() {
         let begun = Instant::now();
-        let mut pace = Pace::new(BOUND, begun);
+        let mut pace = Pace::new(BOUND);
         let later = begun + BEHIND + QUICK;
+        pace.after(&Ok(1_000), QUICK, begun + QUICK);
         pace.after(&Ok(1_000), QUICK, begun + BEHIND);
         assert!(!pace.is_behind(begun + BEHIND));
         for batch in [Ok(1_000), unavailable(), Ok(1_000)] {
@@ -223,7 +220,7 @@ mod tests {
     #[test]
     fn what_cannot_be_deleted_in_time_is_tried_with_fewer_rows() {
         let now = Instant::now();
-        let mut pace = Pace::new(BOUND, now);
+        let mut pace = Pace::new(BOUND);
         for batch in [500, 250, 125, 62, 31, 15, 7, 3, 1] {
             assert_eq!(pace.after(&unavailable(), QUICK, now), SOON);
             assert_eq!(pace.batch, batch);
