@@ -145,7 +145,8 @@
 //! an error settles only what was answered beyond doubt. Only the channel ends then: the client library's answer to the broker
 //! is kept behind what was given to it before (`broker/amqp/executor.rs`). `broker::following::…`. A message whose publish was started is never
 //! dropped while the connection lives on, since it may arrive all the same: after a confirm timeout the connection is
-//! closed, its messages are unknown, and they go again on the next one.
+//! closed, its messages are unknown but for those whose publish was not started (`broker::unsent::…`), and they go again
+//! on the next one.
 //!
 //! Many messages per batch and four lanes are what keeps this fast; see [`relay::lanes`].
 //!

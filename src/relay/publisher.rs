@@ -1,13 +1,16 @@
 //! Keeps a connection to the broker, with its lanes. A connection that failed in any way is retired whole: closed, its
 //! lanes ended and their last outcomes told, before the next one is opened under a new generation number.
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use backon::{BackoffBuilder, ExponentialBuilder};
 use tokio::sync::{mpsc, watch};
-use tokio::task::JoinSet;
+use tokio::task::{JoinHandle, JoinSet};
 use tracing::{info, warn};
 
 use crate::broker::{BatchReport, Broker, Connected, Doubt, Lane, Outcome, Session};
@@ -190,17 +193,34 @@ struct UnderWay {
     spans: Option<Spans>,
 }
 
+/// The next batch, on a thread where its compression holds nobody up.
+struct Compressing {
+    plain: Batch,
+    work: JoinHandle<Batch>,
+}
+
 impl LaneTask {
     /// Until it is given no more batches and has told of all, or the connection is of no more use.
+    ///
+    /// As long as the lane may be writing it is polled: the others may wait for it. After a report it writes nothing.
     async fn run(mut self, mut batches: mpsc::Receiver<Batch>) {
+        let mut compressing = None;
         let mut under_way = VecDeque::new();
         let mut open = true;
-        while open || !under_way.is_empty() {
+        while open || compressing.is_some() || !under_way.is_empty() {
             tokio::select! {
-                batch = batches.recv(), if open => match batch {
-                    Some(batch) => under_way.push_back(self.begin(batch).await),
+                // No other meanwhile, so that their order stays.
+                batch = batches.recv(), if open && compressing.is_none() => match batch {
+                    Some(batch) => match self.compression_of(&batch) {
+                        Some(how) => compressing = Some(Compressing::begin(batch, how)),
+                        None => under_way.push_back(self.begin(batch)),
+                    },
                     None => open = false,
                 },
+                batch = compressed(&mut compressing) => {
+                    compressing = None;
+                    under_way.push_back(self.begin(batch));
+                }
                 () = self.lane.wait(), if !under_way.is_empty() => {
                     let mut report = self.lane.report().await;
                     for batch in under_way.drain(..report.batches) {
@@ -210,7 +230,7 @@ impl LaneTask {
                         }
                     }
                     if report.broken.is_some() {
-                        give_back(&mut batches, &mut report);
+                        give_back(compressing.take(), &mut batches, &mut report);
                     }
                     if !self.tell(report).await {
                         return;
@@ -220,8 +240,13 @@ impl LaneTask {
         }
     }
 
-    async fn begin(&mut self, batch: Batch) -> UnderWay {
-        let mut batch = compressed(batch, self.compression).await;
+    /// How the batch is to be compressed, if one of its messages wants it.
+    fn compression_of(&self, batch: &Batch) -> Option<Compression> {
+        self.compression
+            .filter(|how| batch.iter().any(|message| how.wants(message)))
+    }
+
+    fn begin(&mut self, mut batch: Batch) -> UnderWay {
         let spans = self
             .traces
             .as_ref()
@@ -254,9 +279,11 @@ impl LaneTask {
 }
 
 /// Of a lane that is of no more use: nothing of what it has not taken up was sent.
-fn give_back(batches: &mut mpsc::Receiver<Batch>, report: &mut BatchReport) {
+fn give_back(compressing: Option<Compressing>, batches: &mut mpsc::Receiver<Batch>, report: &mut BatchReport) {
     batches.close();
-    while let Ok(batch) = batches.try_recv() {
+    let compressing = compressing.map(|next| next.plain);
+    let waiting = std::iter::from_fn(|| batches.try_recv().ok());
+    for batch in compressing.into_iter().chain(waiting) {
         report.batches += 1;
         let unsent = batch
             .iter()
@@ -265,16 +292,21 @@ fn give_back(batches: &mut mpsc::Receiver<Batch>, report: &mut BatchReport) {
     }
 }
 
-/// Compresses the messages that want it, on a thread where it holds nobody up.
-async fn compressed(batch: Batch, compression: Option<Compression>) -> Batch {
-    let Some(compression) = compression.filter(|how| batch.iter().any(|message| how.wants(message))) else {
-        return batch;
-    };
-    let plain = batch.clone();
-    // An error would be a panic in there; what was to be compressed is a good message without it.
-    tokio::task::spawn_blocking(move || compression.apply(&plain))
-        .await
-        .unwrap_or(batch)
+impl Compressing {
+    fn begin(batch: Batch, how: Compression) -> Self {
+        let plain = batch.clone();
+        let work = tokio::task::spawn_blocking(move || how.apply(&batch));
+        Self { plain, work }
+    }
+}
+
+/// Ends when the batch is compressed; never if there is none.
+async fn compressed(compressing: &mut Option<Compressing>) -> Batch {
+    match compressing {
+        // An error would be a panic in there; what was to be compressed is a good message without it.
+        Some(Compressing { plain, work }) => work.await.unwrap_or_else(|_| plain.clone()),
+        None => std::future::pending().await,
+    }
 }
 
 /// Ends when the relay is to stop.

@@ -1,6 +1,7 @@
 //! The lanes against a real RabbitMQ: what became of each message is known exactly, or said to be unknown.
 
 mod following;
+mod unsent;
 
 use std::net::SocketAddr;
 use std::sync::Arc;

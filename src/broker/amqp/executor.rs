@@ -19,9 +19,15 @@ use tokio::sync::{RwLock, RwLockReadGuard};
 #[derive(Clone, Debug, Default)]
 pub(super) struct Writing(Arc<RwLock<()>>);
 
+/// A batch that is being written.
+pub(super) type BeingWritten<'a> = RwLockReadGuard<'a, ()>;
+
 impl Writing {
     /// To be held from before messages are given to lapin until it has written them, or the confirm timeout has passed.
-    pub(super) async fn begin(&self) -> RwLockReadGuard<'_, ()> {
+    ///
+    /// Whoever holds it must be polled. tokio's lock lets nobody past a writer: once a task of lapin waits for those that
+    /// hold it, all other lanes wait here behind that task, and so for the slowest of those.
+    pub(super) async fn begin(&self) -> BeingWritten<'_> {
         self.0.read().await
     }
 

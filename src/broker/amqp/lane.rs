@@ -13,6 +13,7 @@ mod answers;
 use std::collections::VecDeque;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
@@ -55,10 +56,12 @@ pub(super) struct AmqpLane {
     looked: Instant,
 }
 
-/// A batch that is being written to the socket.
+/// A batch that is being written to the socket, or is about to be.
 struct Sending {
     batch: Arc<Group>,
     since: Duration,
+    /// Something of it may have been sent. Set by `work`.
+    begun: Arc<AtomicBool>,
     work: Pin<Box<dyn Future<Output = Result<Sent, String>> + Send>>,
 }
 
@@ -108,9 +111,13 @@ impl AmqpLane {
         let since = self.clock;
         let (connection, channel) = (self.connection.clone(), self.channel.clone());
         let (own_headers, messages) = (self.own_headers.clone(), batch.clone());
+        let begun = Arc::new(AtomicBool::new(false));
+        let begins = begun.clone();
         let work = async move {
             let (group, outcomes) = alone::check_exchanges(&connection, &messages).await?;
-            let answers = answers::publish(connection.writing(), &channel, &group, &own_headers).await;
+            let until_written = connection.writing().begin().await;
+            begins.store(true, Ordering::Relaxed);
+            let answers = answers::publish(until_written, &channel, &group, &own_headers).await;
             Ok(Sent {
                 group,
                 answers,
@@ -121,6 +128,7 @@ impl AmqpLane {
         self.sending = Some(Sending {
             batch,
             since,
+            begun,
             work: Box::pin(work),
         });
     }
@@ -152,8 +160,7 @@ impl AmqpLane {
     /// The verdict on what can be judged now.
     async fn judge(&mut self) -> Option<BatchReport> {
         if let Some(why) = self.failure.take() {
-            // Nothing of that batch was sent.
-            return Some(self.give_up(Doubt::Disconnected, why, true));
+            return Some(self.give_up(Doubt::Disconnected, why));
         }
         if self.must_go_alone() {
             return Some(self.go_alone().await);
@@ -181,7 +188,7 @@ impl AmqpLane {
         }
         Some(match self.sending {
             None => self.settle(all, true).await,
-            Some(_) => self.give_up(Doubt::Timeout, alone::no_confirm(self.confirm_timeout), false),
+            Some(_) => self.give_up(Doubt::Timeout, alone::no_confirm(self.confirm_timeout)),
         })
     }
 
@@ -234,9 +241,11 @@ impl AmqpLane {
         self.conclude(report)
     }
 
-    /// The connection is of no more use. `seen`: all answers can be seen. Those of a batch that is being sent cannot, and
-    /// without them no other is believed.
-    fn give_up(&mut self, doubt: Doubt, why: String, seen: bool) -> BatchReport {
+    /// The connection is of no more use. The answers to a batch that is being written cannot be seen, and without them no
+    /// other is believed.
+    fn give_up(&mut self, doubt: Doubt, why: String) -> BatchReport {
+        let begun = |sending: &Sending| sending.begun.load(Ordering::Relaxed);
+        let seen = !self.sending.as_ref().is_some_and(begun);
         let mut report = BatchReport::of(self.sent.len());
         let (mut group, answers) = self.take_sent(self.sent.len(), &mut report);
         if seen {
@@ -245,7 +254,7 @@ impl AmqpLane {
             report.outcomes.extend(settled);
             group = unsettled;
         }
-        // Where all can be seen it is known by now, and what was being sent had nothing to be answered.
+        // Where all can be seen it is known by now, and of what was to be written nothing was sent.
         let perhaps_sent = |group: Group| match seen {
             true => group,
             false => group.into_iter().map(answers::perhaps_there).collect(),

@@ -111,16 +111,26 @@ impl AmqpLane {
 
     /// Publishes `group` in order and waits for its confirms.
     async fn attempt(&mut self, group: Group) -> Attempt {
-        let mut answers = Vec::new();
+        let mut answers = None;
         let (writing, channel, own_headers) = (self.connection.writing(), &self.channel, &self.own_headers);
         let publishing = async {
-            answers = answers::publish(writing, channel, &group, own_headers).await;
-            answers::all_here(&mut answers).await;
+            let until_written = writing.begin().await;
+            let answers = answers.insert(Vec::new());
+            *answers = answers::publish(until_written, channel, &group, own_headers).await;
+            answers::all_here(answers).await;
         };
         let timed_out = within(self.confirm_timeout, &self.connection, publishing)
             .await
             .is_none();
-        self.judged(group, answers, timed_out)
+        match answers {
+            Some(answers) => self.judged(group, answers, timed_out),
+            // Nothing was sent.
+            None => Attempt {
+                settled: Vec::new(),
+                unsettled: group,
+                end: End::Broken(Doubt::Timeout, no_confirm(self.confirm_timeout)),
+            },
+        }
     }
 
     /// What became of a group after which nothing is under way, or nothing more comes.

@@ -11,7 +11,7 @@ use lapin::{Channel, Confirmation, ErrorKind, PublisherConfirm};
 use crate::broker::{Confirmed, Outcome};
 use crate::message::{Copies, Message, OwnHeaders, RowId};
 
-use super::super::executor::Writing;
+use super::super::executor::BeingWritten;
 use super::super::properties::{properties, short};
 use super::Group;
 
@@ -150,12 +150,11 @@ impl From<lapin::Result<Confirmation>> for Heard {
 /// Publishes `group` in order. The publishes are polled together: lapin then writes many to the socket at once, instead
 /// of one system call each.
 pub(super) async fn publish(
-    writing: &Writing,
+    _until_written: BeingWritten<'_>,
     channel: &Channel,
     group: &Group,
     own_headers: &OwnHeaders,
 ) -> Vec<Answer> {
-    let _until_written = writing.begin().await;
     let sends = group.iter().map(|message| {
         channel.basic_publish(
             short(&message.exchange),
