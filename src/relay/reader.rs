@@ -24,6 +24,9 @@ pub(super) const SCAN_PAGE: u32 = if cfg!(test) { 7 } else { 5_000 };
 /// Bodies fetched with one statement.
 const FETCH_PAGE: usize = 500;
 
+/// How late a timer is in the mean: tokio's go off at whole milliseconds.
+const TIMER_LATE: Duration = Duration::from_micros(500);
+
 /// Where the database tells cheaply whether anything changed, it is asked at least this often.
 const CHANGE_INTERVAL: Duration = Duration::from_millis(10);
 

@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use super::{Answer, CHANGE_INTERVAL, DEAD_KEYS, ERROR_PAUSE, PROBE_INTERVAL, Plan, Read, SCAN_PAGE, START_WATCH};
+use super::{
+    Answer, CHANGE_INTERVAL, DEAD_KEYS, ERROR_PAUSE, PROBE_INTERVAL, Plan, Read, SCAN_PAGE, START_WATCH, TIMER_LATE,
+};
 use crate::message::{OutboxRow, RowId};
 use crate::relay::dispatch::{Dispatcher, Time};
 use crate::store::Stub;
@@ -75,7 +77,9 @@ impl Plan {
         };
         self.cursor = last;
         self.idle = self.poll.min_interval;
-        self.head_at = if full { now } else { now + self.idle };
+        // From question to question: what the answer took is a part of the pause.
+        let pause = self.idle.saturating_sub(TIMER_LATE);
+        self.head_at = if full { now } else { self.asked_at + pause };
         self.ask_first = false;
         if self.out_of_order {
             // Nothing is known of what is below the very first row.
