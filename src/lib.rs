@@ -197,7 +197,7 @@
 //! | messages published and not settled | F, in batches of F / 4, four on a lane at the most, where only `pipelined` keys need more than one |
 //! | rows confirmed and not marked, without body | below 3 F (see the next section) |
 //! | rows waiting or in flight | 2 F + 2 B |
-//! | of one key | (F + B) / 2, at least 16, and 64 while more than half of those are held; with `pipelined` F + B waiting, and 64 while more than three quarters are held; the rest is left in the table |
+//! | of one key | (F + B) / 2, at least 16, and 64 while more than half of those are held; with `pipelined` 2 F + B, and 64 once so many are held; the rest is left in the table |
 //! | bodies, as events where they are such | nothing is read above `RELAY_PUBLISH_IN_FLIGHT_BYTES`: that, and one page of bodies up to 16 KiB each; larger ones are fetched when there is room, one alone if need be; what is read can grow by what makes an event of it, a third for `data_base64` |
 //! | rows that must wait (backoff, delayed), without body | 250,000, about 50 MB, half of it for rows without a key, which are then left to the sweep; with so many keys waiting no new rows are read |
 //! | rows without a key due in more than a minute | not held, a later sweep finds them |
@@ -205,7 +205,8 @@
 //! | skipped ids | 10,000 (100,000 until they are looked at), the lowest given up first and left to the sweep |
 //! | under way between the tasks | one read, one write, four batches per lane |
 //!
-//! While F of them are ready to go, rows are read only once B more have room, so that pages are whole ones. Rows that
+//! While F of them are ready to go, rows are read only once B more have room, so that pages are whole ones;
+//! with `pipelined` for 50 ms only once none of them need be left in the table for it. Rows that
 //! probes find are few and taken in beyond these bounds. The client library holds a copy of what it is
 //! about to write to the socket.
 //!

@@ -316,9 +316,9 @@ fn settings(config: &Config) -> Settings {
         stubs: STUBS,
         paused_keys: PAUSED_KEYS,
         // Of a key whose rows go one at a time, so many that the next ones are here when others are slow; of one that has
-        // the window for itself, all that is held beyond it.
+        // the window for itself, all that may be held before it is crowded.
         rows_per_key: match config.ordering {
-            Ordering::Pipelined => in_flight + 2 * batch,
+            Ordering::Pipelined => 2 * in_flight + batch,
             Ordering::Strict | Ordering::None => (in_flight / 2 + batch / 2).max(16),
         },
         bytes: config.publish.in_flight_bytes,

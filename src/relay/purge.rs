@@ -35,6 +35,8 @@ const BEHIND: Duration = Duration::from_secs(25);
 /// How often it is logged what was deleted.
 const SAY_INTERVAL: Duration = Duration::from_secs(60);
 
+const PURGED: &str = "purged sent rows older than the retention";
+
 const TOO_MANY: &str = "sent rows older than RELAY_OUTBOX_RETENTION are more than are deleted in time; it goes on";
 
 const NOT_ALLOWED: &str = "grant DELETE on the table, or set RELAY_OUTBOX_RETENTION=off";
@@ -79,7 +81,7 @@ impl Purger {
                 Err(error) => Some(error.to_string()),
             };
             if purged > 0 && said.is_none_or(|said| now - said >= SAY_INTERVAL) {
-                info!(rows = purged, "purged sent rows older than the retention");
+                info!(rows = purged, "{PURGED}");
                 (purged, said) = (0, Some(now));
             }
             self.metrics.purge_behind.set(i64::from(problem.is_some()));
@@ -97,6 +99,9 @@ impl Purger {
                 () = tokio::time::sleep(pause) => {}
                 Ok(()) = owns_first.changed() => {}
             }
+        }
+        if purged > 0 {
+            info!(rows = purged, "{PURGED}");
         }
     }
 }

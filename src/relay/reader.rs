@@ -24,6 +24,10 @@ pub(super) const SCAN_PAGE: u32 = if cfg!(test) { 7 } else { 5_000 };
 /// Bodies fetched with one statement.
 const FETCH_PAGE: usize = 500;
 
+/// How long reading waits for a busy key that sends many rows at once (`pipelined`) to make room for its next ones: until then
+/// they are read once. A slower key has them left in the table, so that it does not keep those of others from being read.
+const PATIENCE: Duration = Duration::from_millis(50);
+
 /// How late a timer is in the mean: tokio's go off at whole milliseconds.
 const TIMER_LATE: Duration = Duration::from_micros(500);
 
@@ -134,6 +138,8 @@ pub struct Plan {
     unproven_are_new: bool,
     holes: Holes,
     head_at: Time,
+    /// When there was last room for a page for which no key is kept short.
+    easy_at: Time,
     idle: Duration,
     /// A head read is wanted that began after this was set.
     wanted: bool,
@@ -172,6 +178,7 @@ impl Plan {
             unproven_are_new: false,
             holes: Holes::default(),
             head_at: Duration::ZERO,
+            easy_at: Duration::ZERO,
             wanted: false,
             tells_changes: true,
             ask_first: false,
@@ -250,6 +257,9 @@ impl Plan {
     /// The next question, if it is time for one.
     pub fn next(&mut self, dispatcher: &Dispatcher, now: Time) -> Option<Read> {
         self.asked_at = now;
+        if !dispatcher.has_window_ready() || dispatcher.easy_room() >= self.page() {
+            self.easy_at = now;
+        }
         if self.shares.is_none() || (self.errors > 0 && now < self.head_at) {
             return None;
         }
@@ -278,14 +288,19 @@ impl Plan {
             return Some(self.head_at);
         }
         let room = dispatcher.room() > 0;
-        let head = (self.head_limit(dispatcher) > 0).then_some(self.head_at);
+        let head = if self.head_limit(dispatcher, self.asked_at) > 0 {
+            Some(self.head_at)
+        } else {
+            let patient = self.easy_at + PATIENCE;
+            (self.head_limit(dispatcher, patient) > 0).then_some(self.head_at.max(patient))
+        };
         let sweep = room.then_some(self.sweep_at);
         let probe = self.holes.any_through(self.cursor).then_some(self.probe_at);
         [head, sweep, probe].into_iter().flatten().min()
     }
 
     fn head(&mut self, dispatcher: &Dispatcher, now: Time) -> Option<Read> {
-        let limit = self.head_limit(dispatcher);
+        let limit = self.head_limit(dispatcher, now);
         if limit == 0 || now < self.head_at {
             return None;
         }
@@ -301,8 +316,8 @@ impl Plan {
     }
 
     /// How many new rows are read at once.
-    fn head_limit(&self, dispatcher: &Dispatcher) -> u32 {
-        if self.waits_for_room(dispatcher) {
+    fn head_limit(&self, dispatcher: &Dispatcher, now: Time) -> u32 {
+        if self.waits_for_room(dispatcher, now) {
             return 0;
         }
         u32::try_from(dispatcher.room())
@@ -312,12 +327,21 @@ impl Plan {
 
     /// While there is enough to publish, rows are read only once a whole page of them has room: three small pages cost
     /// the database more than a large one.
-    fn waits_for_room(&self, dispatcher: &Dispatcher) -> bool {
-        dispatcher.has_window_ready() && dispatcher.easy_room() < self.poll.batch_size as usize
+    fn waits_for_room(&self, dispatcher: &Dispatcher, now: Time) -> bool {
+        let room = if now < self.easy_at + PATIENCE {
+            dispatcher.easy_room()
+        } else {
+            dispatcher.room()
+        };
+        dispatcher.has_window_ready() && room < self.page()
+    }
+
+    fn page(&self) -> usize {
+        self.poll.batch_size as usize
     }
 
     fn back(&mut self, dispatcher: &Dispatcher, now: Time) -> Option<Read> {
-        if !self.waits_for_room(dispatcher)
+        if !self.waits_for_room(dispatcher, now)
             && let Some(from) = dispatcher.refill_from()
         {
             return self.scan(RowId(from.0.saturating_sub(1)));

@@ -262,6 +262,8 @@ impl AmqpLane {
         report.broken(doubt, perhaps_sent(group), why.clone());
         if let Some(sending) = self.sending.take() {
             report.batches += 1;
+            // Of what was not sent no confirm is missing.
+            let doubt = if seen { Doubt::Disconnected } else { doubt };
             report.broken(doubt, perhaps_sent(Arc::unwrap_or_clone(sending.batch)), why);
         }
         self.conclude(report)

@@ -51,11 +51,11 @@ impl Dispatcher {
         ready >= self.settings.in_flight
     }
 
-    /// Rows held above which there is little room left for those of other keys.
+    /// Rows held from which on there is little room left for those of other keys.
     fn crowd(&self) -> usize {
         match self.settings.ordering {
-            // A window in flight, one ready, and a page.
-            Ordering::Pipelined => self.settings.rows / 4 * 3,
+            // A window in flight, one ready, and a page: what is left of two windows and two pages is a page.
+            Ordering::Pipelined => self.settings.in_flight + self.settings.rows / 2,
             Ordering::Strict | Ordering::None => self.settings.rows / 2,
         }
     }
@@ -122,7 +122,7 @@ impl Dispatcher {
     }
 
     fn admit_stub(&mut self, stub: &Stub, now: Time) {
-        self.keys.crowded(self.active() > self.crowd());
+        self.keys.crowded(self.active() >= self.crowd());
         let share = self.share(stub.id, stub.ordering_key.as_ref());
         if !self.takes_share(share) {
             return;
@@ -235,7 +235,7 @@ impl Dispatcher {
     }
 
     fn admit_new(&mut self, row: OutboxRow, copies: Copies, now: Time) {
-        self.keys.crowded(self.active() > self.crowd());
+        self.keys.crowded(self.active() >= self.crowd());
         let share = self.share(row.id, row.ordering_key.as_ref());
         let key = self.ordered(row.ordering_key.as_ref());
         if !self.takes_share(share) || (key.is_none() && row.due_in > FORGET_AFTER) {

@@ -77,9 +77,13 @@ impl Plan {
         };
         self.cursor = last;
         self.idle = self.poll.min_interval;
-        // From question to question: what the answer took is a part of the pause.
+        // From question to question: what the answer took is a part of the pause. A slow database has a little rest all the same.
         let pause = self.idle.saturating_sub(TIMER_LATE);
-        self.head_at = if full { now } else { self.asked_at + pause };
+        self.head_at = if full {
+            now
+        } else {
+            (self.asked_at + pause).max(now + self.idle / 4)
+        };
         self.ask_first = false;
         if self.out_of_order {
             // Nothing is known of what is below the very first row.

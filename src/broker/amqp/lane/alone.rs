@@ -124,11 +124,11 @@ impl AmqpLane {
             .is_none();
         match answers {
             Some(answers) => self.judged(group, answers, timed_out),
-            // Nothing was sent.
+            // Nothing was sent, so that no confirm is missing.
             None => Attempt {
                 settled: Vec::new(),
                 unsettled: group,
-                end: End::Broken(Doubt::Timeout, no_confirm(self.confirm_timeout)),
+                end: End::Broken(Doubt::Disconnected, no_confirm(self.confirm_timeout)),
             },
         }
     }

@@ -112,33 +112,77 @@ fn less_than_a_page_is_read_when_little_is_ready() {
     plan_is_still(&mut plan, &dispatcher);
 }
 
+/// Bounds as `relay::settings` makes them, with pages of 50.
+fn pipelined(in_flight: usize) -> Dispatcher {
+    connected(Settings {
+        in_flight,
+        unmarked: 2 * in_flight,
+        rows: 2 * (in_flight + 50),
+        rows_per_key: 2 * in_flight + 50,
+        ..settings(Ordering::Pipelined)
+    })
+}
+
 #[test]
 fn the_rows_of_a_pipelined_key_that_is_alone_are_read_once() {
-    let (window, page) = (20, 50);
-    let (mut plan, mut dispatcher) = (
-        plan(),
-        connected(Settings {
-            rows: 2 * (window + page),
-            rows_per_key: window + 2 * page,
-            ..settings(Ordering::Pipelined)
-        }),
-    );
-    let (mut read, mut sent) = (0_i64, 0);
-    while sent < 1_000 {
-        while let Some(limit) = limit(&mut plan, &dispatcher) {
-            let rows = (read + 1..).take(limit as usize).map(|id| row(id, "a")).collect();
-            read += i64::from(limit);
-            answer(&mut plan, &mut dispatcher, rows);
-            let held = dispatcher.active() as i64;
-            assert_eq!(held, read - sent, "none was left in the table");
+    for window in [20, 50, 200] {
+        let (mut plan, mut dispatcher) = (plan(), pipelined(window));
+        let (mut read, mut sent) = (0_i64, 0);
+        while sent < 2_000 {
+            while let Some(limit) = limit(&mut plan, &dispatcher) {
+                let rows = (read + 1..).take(limit as usize).map(|id| row(id, "a")).collect();
+                read += i64::from(limit);
+                answer(&mut plan, &mut dispatcher, rows);
+                let held = dispatcher.active() as i64;
+                assert_eq!(held, read - sent, "none was left in the table");
+            }
+            let batch = go(&mut dispatcher, 0);
+            assert!(!batch.is_empty(), "there is always something to send");
+            for id in batch {
+                sent += 1;
+                confirm(&mut dispatcher, id);
+            }
+            let marked = dispatcher.take_marks();
+            dispatcher.marked(&marked);
         }
-        let batch = go(&mut dispatcher, 0);
-        assert!(!batch.is_empty(), "there is always something to send");
-        for id in batch {
-            sent += 1;
-            confirm(&mut dispatcher, id);
-        }
-        let marked = dispatcher.take_marks();
-        dispatcher.marked(&marked);
     }
+}
+
+#[test]
+fn a_slow_pipelined_key_with_many_rows_does_not_keep_those_of_others_from_being_read() {
+    const LATER: Time = Duration::from_millis(1_050);
+    let (mut plan, mut dispatcher) = (plan(), pipelined(20));
+    let page = |from: i64| (from..from + 50).map(|id| row(id, "slow")).collect::<Vec<_>>();
+    let mut read = 0;
+    while limit(&mut plan, &dispatcher).is_some() {
+        answer(&mut plan, &mut dispatcher, page(read + 1));
+        read += 50;
+    }
+    assert_eq!(go(&mut dispatcher, 0).len(), 10);
+    assert_eq!(
+        plan.next_time(&dispatcher),
+        Some(LATER),
+        "reading waits, but not for ever"
+    );
+    // Nothing of the key is confirmed. Its other rows stay in the table, and they are passed quickly.
+    while read < 1_000 {
+        let asked = plan.next(&dispatcher, LATER).expect("a read");
+        let rows = page(read + 1);
+        plan.answered(
+            (plan.round(), asked),
+            Answer::Head { rows, whole: true },
+            &mut dispatcher,
+            LATER,
+        );
+        read += 50;
+    }
+    let asked = plan.next(&dispatcher, LATER).expect("a read");
+    let rows = vec![row(read + 1, "other")];
+    plan.answered(
+        (plan.round(), asked),
+        Answer::Head { rows, whole: true },
+        &mut dispatcher,
+        LATER,
+    );
+    assert_eq!(go(&mut dispatcher, 1), [read + 1]);
 }
