@@ -185,7 +185,7 @@ pub async fn run(parts: Parts, stop: watch::Receiver<Stop>) -> Ended {
     if !config.outbox.mapping.is_default() {
         tasks.spawn(housekeeping::tidy(store.clone()));
     }
-    let (own_first, owns_first) = watch::channel(false);
+    let (own_first, owns_first) = watch::channel(true);
     if let Some(retention) = config.outbox.retention {
         let purger = Purger {
             store: store.clone(),

@@ -44,7 +44,7 @@ pub(super) struct Queues {
     pub(super) gives: mpsc::UnboundedSender<Lease>,
     /// Whether a long pause between reads is worth a wake-up.
     pub(super) sleep: watch::Sender<bool>,
-    /// Whether the first share is this relay's.
+    /// Whether the first share is this relay's, or may be.
     pub(super) own_first: watch::Sender<bool>,
 }
 
@@ -297,7 +297,9 @@ impl Core {
         let held = self.dispatcher.held();
         let owned = i64::try_from(held.len()).unwrap_or(i64::MAX);
         self.metrics.partitions_owned.set(owned);
-        set(&self.queues.own_first, held.iter().any(|lease| lease.share == 0));
+        if self.trusted_until.is_some() {
+            set(&self.queues.own_first, held.iter().any(|lease| lease.share == 0));
+        }
     }
 }
 

@@ -53,6 +53,8 @@ pub(super) struct Purger {
 impl Purger {
     /// Whenever the first share is this relay's, until it ends.
     pub(super) async fn run(self, mut owns_first: watch::Receiver<bool>) {
+        // Where no leases are to be had nobody knows whose it is, and what keeps rows from being deleted is told all the same.
+        let _ = tokio::time::timeout(SOON, owns_first.changed()).await;
         while owns_first.wait_for(|owns| *owns).await.is_ok() {
             self.purge(&mut owns_first).await;
             // Whoever purges now tells how it goes.
