@@ -214,7 +214,7 @@ pub const VARIABLES: &[Variable] = &[
     optional(
         "RELAY_POLL_MIN_INTERVAL",
         "2ms",
-        "pause between reads while rows arrive, 1ms to 1h",
+        "from one read to the next while rows arrive, 1ms to 1h",
     ),
     optional(
         "RELAY_POLL_MAX_INTERVAL",
