@@ -101,7 +101,7 @@ async fn listen(
                     if asking.told(looks(), Instant::now()) {
                         ear.disarm().await?;
                     }
-                    !asking.rests()
+                    true
                 }
                 changed = asleep.changed() => {
                     if changed.is_err() {
@@ -155,16 +155,11 @@ impl Asking {
         self.pause = (self.pause * 2).min(RETRY);
     }
 
-    /// It was woken for nothing too often, and is not to be for a while.
-    fn rests(&self) -> bool {
-        !self.armed && self.fruitless == FRUITLESS
-    }
-
     /// A wake-up. True: the writers are not to tell any more.
     fn told(&mut self, looks: (u64, u64), now: Instant) -> bool {
         let quick = now - std::mem::replace(&mut self.woken, now) < QUICK;
         let before = std::mem::replace(&mut self.looks, looks);
-        let rests = self.rests();
+        let rests = self.fruitless == FRUITLESS;
         if !self.armed {
             // Another relay had asked them, and may be awake in a moment.
             if !rests {
