@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use outbox_relay::metrics::OPERATIONS;
 
+use crate::bracket::bracketed;
 use crate::ceiling::{self, Ceiling, Window};
 use crate::procfs;
 use crate::stage::{ServersCpu, Source, Stage};
@@ -118,18 +119,18 @@ impl Drain {
             Window::Full => rows,
             Window::One => rows / 10,
         };
-        let mut measured = Vec::new();
-        let mut before = self.ceiling(stage, rows).await;
-        for _ in 0..pairs {
+        let ceiling = async |stage: &mut Stage| self.ceiling(stage, rows).await;
+        let relay = async |stage: &mut Stage| {
             stage.load(self.source, rows, self.keys).await;
             stage.new_queue(self.queue).await;
-            let relay = drain(stage, self.source, self.settings, rows).await;
-            let after = self.ceiling(stage, rows).await;
-            let ceiling = before.mean(after);
-            measured.push(Pair { ceiling, relay });
-            before = after;
-        }
-        measured
+            drain(stage, self.source, self.settings, rows).await
+        };
+        let measured = bracketed(stage, pairs, ceiling, relay).await.into_iter();
+        let pair = |(relay, [before, after]): (Drained, [Ceiling; 2])| Pair {
+            ceiling: before.mean(after),
+            relay,
+        };
+        measured.map(pair).collect()
     }
 
     async fn ceiling(&self, stage: &mut Stage, rows: usize) -> Ceiling {

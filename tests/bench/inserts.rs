@@ -13,19 +13,14 @@ const WRITERS: usize = 32;
 /// Inserts a second.
 pub(crate) async fn measure(stage: &mut Stage, seconds: u64, pairs: usize) -> Vec<Strained> {
     let lasts = Duration::from_secs(seconds);
-    let mut measured = Vec::new();
-    let mut before = rate(stage, lasts).await;
-    for _ in 0..pairs {
+    let without = async |stage: &mut Stage| rate(stage, lasts).await;
+    let under = async |stage: &mut Stage| {
         stage.wake_up(true).await;
         let under = rate(stage, lasts).await;
         stage.wake_up(false).await;
-        let after = rate(stage, lasts).await;
-        measured.push(Strained {
-            without: f64::midpoint(before, after),
-            under,
-        });
-        before = after;
-    }
+        under
+    };
+    let measured = Strained::measure(stage, pairs, without, under).await;
     stage.clear().await;
     measured
 }

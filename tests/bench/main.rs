@@ -26,6 +26,7 @@
 mod support;
 
 mod bare;
+mod bracket;
 mod ceiling;
 mod drain;
 mod idle;
@@ -46,6 +47,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
+use bracket::bracketed;
 use ceiling::Window;
 use drain::DRAINS;
 use shape::SHAPES;
@@ -97,16 +99,15 @@ async fn main() -> ExitCode {
     let mut stage = Stage::start().await;
     println!("{}", procfs::machine());
     println!("{}\n", stage.versions().await);
+    drain::warm_up(&mut stage, rows).await;
 
     if arguments.others {
         println!("Drain PostgreSQL into a quorum queue, {rows} rows of 256 bytes, {pairs} rounds;");
         println!("rates, and the ceilings' before and after each, from the first message in the queue to the last;");
         println!("median, and least to most in brackets.\n");
-        drain::warm_up(&mut stage, rows).await;
         others::compare(&mut stage, &chosen, rows, pairs).await;
         return ended(found.get());
     }
-    drain::warm_up(&mut stage, rows).await;
 
     let drains: Vec<_> = DRAINS.iter().filter(|drain| chosen(drain.name)).collect();
     if !drains.is_empty() {
@@ -127,20 +128,15 @@ async fn main() -> ExitCode {
     }
 
     if chosen("bare") {
-        let mut measured = Vec::new();
-        let mut before = full(&mut stage, rows).await;
-        for _ in 0..pairs {
-            let rate = bare(&mut stage, rows, bare::CHANNELS).await;
-            let ordered = bare(&mut stage, rows, 1).await;
-            let after = full(&mut stage, rows).await;
-            measured.push(report::Bare {
-                rate,
-                ordered,
-                ceiling: f64::midpoint(before, after),
-            });
-            before = after;
-        }
-        report::bare_line(&measured);
+        let ceiling = async |stage: &mut Stage| full(stage, rows).await;
+        let rates = async |stage: &mut Stage| (bare(stage, rows, bare::CHANNELS).await, bare(stage, rows, 1).await);
+        let measured = bracketed(&mut stage, pairs, ceiling, rates).await.into_iter();
+        let bare = |((rate, ordered), [before, after]): ((f64, f64), [f64; 2])| report::Bare {
+            rate,
+            ordered,
+            ceiling: f64::midpoint(before, after),
+        };
+        report::bare_line(&measured.map(bare).collect::<Vec<_>>());
     }
 
     let strains: Vec<_> = STRAINS.iter().filter(|(name, _)| chosen(name)).collect();

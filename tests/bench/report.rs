@@ -108,9 +108,9 @@ pub(crate) fn strain(name: &str, measured: &Measured) {
 pub(crate) fn shape(shape: &Shape, shapes: &Shapes, kept: usize) {
     let Shape { name, what, .. } = shape;
     strained(&format!("{name} ({what})"), &shapes.drains);
-    let [hot, otherwise] = shapes.hot;
+    let [hot, otherwise] = shapes.left.each_ref().map(|left| left.hot);
     println!("{name}: HOT updates of all marks {hot:.2} as shipped, {otherwise:.2} otherwise");
-    let [index, otherwise] = shapes.index.map(|bytes| bytes as f64 / 1e6);
+    let [index, otherwise] = shapes.left.each_ref().map(|left| left.index as f64 / 1e6);
     println!("{name}: the index of unsent rows has {index:.1} MB afterwards as shipped, {otherwise:.1} MB otherwise");
     let [sweep, otherwise] = shapes.sweeps.map(|took| took.as_secs_f64() * 1e3);
     println!("{name}: a sweep over {kept} sent rows takes {sweep:.1} ms as shipped, {otherwise:.1} ms otherwise\n");

@@ -42,13 +42,19 @@ pub(crate) const SHAPES: [Shape; 2] = [
     },
 ];
 
+/// What a drain leaves behind.
+#[derive(Default)]
+pub(crate) struct Left {
+    /// Of the marks, those that were HOT updates.
+    pub(crate) hot: f64,
+    /// Bytes of the index of unsent rows when all was sent, where there is one.
+    pub(crate) index: i64,
+}
+
 /// As shipped, and in the other shape.
 pub(crate) struct Shapes {
     pub(crate) drains: Vec<Strained>,
-    /// Of the marks, those that were HOT updates, in one drain.
-    pub(crate) hot: [f64; 2],
-    /// Bytes of the index of unsent rows when all was sent, where there is one.
-    pub(crate) index: [i64; 2],
+    pub(crate) left: [Left; 2],
     /// How long a sweep takes that finds nothing, with fifty times the rows kept.
     pub(crate) sweeps: [Duration; 2],
 }
@@ -56,22 +62,15 @@ pub(crate) struct Shapes {
 impl Shape {
     pub(crate) async fn measure(&self, stage: &mut Stage, rows: usize, pairs: usize) -> Shapes {
         let rows_sent = self.times * rows;
-        let mut drains = Vec::new();
-        let (mut hot, mut index) = ([0.0; 2], [0; 2]);
-        let mut before;
-        (before, hot[0], index[0]) = drained(stage, rows_sent).await;
-        for _ in 0..pairs {
+        let (mut left, mut left_otherwise) = (Left::default(), Left::default());
+        let as_shipped = async |stage: &mut Stage| drained(stage, rows_sent, &mut left).await;
+        let otherwise = async |stage: &mut Stage| {
             stage.run(self.there).await;
-            let under;
-            (under, hot[1], index[1]) = drained(stage, rows_sent).await;
+            let rate = drained(stage, rows_sent, &mut left_otherwise).await;
             stage.run(self.back).await;
-            let (after, _, _) = drained(stage, rows_sent).await;
-            drains.push(Strained {
-                without: f64::midpoint(before, after),
-                under,
-            });
-            before = after;
-        }
+            rate
+        };
+        let drains = Strained::measure(stage, pairs, as_shipped, otherwise).await;
         stage.clear().await;
         sent(stage, 50 * rows, "1 hour").await;
         let as_shipped = sweep(stage).await;
@@ -81,16 +80,14 @@ impl Shape {
         stage.run(self.back).await;
         Shapes {
             drains,
-            hot,
-            index,
+            left: [left, left_otherwise],
             sweeps: [as_shipped, otherwise],
         }
     }
 }
 
-/// A drain, messages a second; and what it leaves behind: the part of the marks that were HOT updates, and the size of the
-/// index of unsent rows.
-async fn drained(stage: &mut Stage, rows: usize) -> (f64, f64, i64) {
+/// A drain, messages a second.
+async fn drained(stage: &mut Stage, rows: usize, left: &mut Left) -> f64 {
     const MARKS: &str = "SELECT n_tup_upd FROM pg_stat_user_tables WHERE relid = 'outbox'::regclass";
     const HOT: &str = "SELECT n_tup_hot_upd FROM pg_stat_user_tables WHERE relid = 'outbox'::regclass";
     const INDEX: &str = "SELECT coalesce(pg_relation_size(to_regclass('outbox_relay_unsent')), 0)";
@@ -103,8 +100,11 @@ async fn drained(stage: &mut Stage, rows: usize) -> (f64, f64, i64) {
         stage.number(MARKS).await >= rows as i64
     })
     .await;
-    let hot = stage.number(HOT).await as f64 / rows as f64;
-    (rate, hot, stage.number(INDEX).await)
+    *left = Left {
+        hot: stage.number(HOT).await as f64 / rows as f64,
+        index: stage.number(INDEX).await,
+    };
+    rate
 }
 
 /// By the relay's own measure. It sweeps what is below the last row that it has read: one that it sends.

@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use sqlx::{Connection, PgConnection};
 
+use crate::bracket::bracketed;
 use crate::drain::{Drained, LOOK, Look, Running, drain};
 use crate::stage::{Rows, Source, Stage};
 use crate::support::{Kind, until};
@@ -42,6 +43,22 @@ pub(crate) struct Strained {
     pub(crate) under: f64,
 }
 
+impl Strained {
+    pub(crate) async fn measure(
+        stage: &mut Stage,
+        pairs: usize,
+        without: impl AsyncFnMut(&mut Stage) -> f64,
+        under: impl AsyncFnMut(&mut Stage) -> f64,
+    ) -> Vec<Self> {
+        let measured = bracketed(stage, pairs, without, under).await.into_iter();
+        let strained = |(under, [before, after]): (f64, [f64; 2])| Self {
+            without: f64::midpoint(before, after),
+            under,
+        };
+        measured.map(strained).collect()
+    }
+}
+
 /// How the old rows went.
 #[derive(Clone, Copy)]
 pub(crate) struct Purged {
@@ -54,7 +71,6 @@ pub(crate) struct Purged {
 }
 
 /// What was measured of a strain.
-#[derive(Default)]
 pub(crate) struct Measured {
     pub(crate) pairs: Vec<Strained>,
     pub(crate) purged: Vec<Purged>,
@@ -64,20 +80,20 @@ pub(crate) struct Measured {
 
 impl Strain {
     pub(crate) async fn run(self, stage: &mut Stage, rows: usize, pairs: usize) -> Measured {
-        let mut measured = Measured::default();
-        let mut before = self.without(stage, rows).await;
-        for _ in 0..pairs {
-            let under = self.under(stage, rows, &mut measured.purged).await;
-            measured.began_after.push(under.began_after);
-            let after = self.without(stage, rows).await;
-            measured.pairs.push(Strained {
-                without: f64::midpoint(before, after),
-                under: under.rate,
-            });
-            before = after;
-        }
+        let (mut purged, mut began_after) = (Vec::new(), Vec::new());
+        let without = async |stage: &mut Stage| self.without(stage, rows).await;
+        let under = async |stage: &mut Stage| {
+            let drained = self.under(stage, rows, &mut purged).await;
+            began_after.push(drained.began_after);
+            drained.rate
+        };
+        let pairs = Strained::measure(stage, pairs, without, under).await;
         stage.clear().await;
-        measured
+        Measured {
+            pairs,
+            purged,
+            began_after,
+        }
     }
 
     async fn without(self, stage: &mut Stage, rows: usize) -> f64 {
