@@ -18,14 +18,18 @@ use crate::support::{Consumer, Kind, Proxy, Rabbit, declare, drain_queue, exchan
 const SECOND: Duration = Duration::from_secs(1);
 
 fn amqp(urls: &[&str], confirm_timeout: Duration) -> Amqp {
-    Amqp::new(AmqpOptions {
+    Amqp::new(options(urls, confirm_timeout))
+}
+
+fn options(urls: &[&str], confirm_timeout: Duration) -> AmqpOptions {
+    AmqpOptions {
         urls: urls.iter().map(|url| Secret::new(*url)).collect(),
         tls: Tls::default(),
         connect_timeout: 3 * SECOND,
         confirm_timeout,
         lanes: 2,
         own_headers: OwnHeaders::default(),
-    })
+    }
 }
 
 async fn connect(url: &str) -> Connected {
@@ -116,15 +120,12 @@ async fn where_duplicates_are_dropped_only_a_copy_of_unknown_fate_that_comes_bac
     let url = Rabbit::shared().await.create_vhost().await;
     declare(&url, "events", "q", Kind::Quorum, &["good"]).await;
     let broker = Amqp::new(AmqpOptions {
-        urls: vec![Secret::new(url.as_str())],
-        tls: Tls::default(),
-        connect_timeout: 3 * SECOND,
-        confirm_timeout: 10 * SECOND,
         lanes: 1,
         own_headers: OwnHeaders {
             dedup: Some("x-deduplication-header".to_owned()),
             repeat: Some("outbox-repeat".to_owned()),
         },
+        ..options(&[&url], 10 * SECOND)
     });
     let mut connected = broker.connect().await.expect("the broker is up");
     let all = [Copies::None, Copies::Perhaps, Copies::Unknown, Copies::Refused];
@@ -537,12 +538,8 @@ async fn a_peer_that_never_answers_costs_the_connect_timeout_and_no_thread() {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let silent = format!("amqp://guest:hunter2@{}/%2f", listener.local_addr().unwrap());
     let broker = Amqp::new(AmqpOptions {
-        urls: vec![Secret::new(silent.as_str())],
-        tls: Tls::default(),
         connect_timeout: Duration::from_millis(300),
-        confirm_timeout: SECOND,
-        lanes: 2,
-        own_headers: OwnHeaders::default(),
+        ..options(&[&silent], SECOND)
     });
     let io_threads = || {
         let tasks = std::fs::read_dir("/proc/self/task").unwrap();

@@ -80,6 +80,17 @@ impl Ends {
         }
     }
 
+    /// Those of a task that has sent row 1, is to compress row 2, and has row 3 behind it.
+    async fn compressing() -> Self {
+        let mut ends = Self::new();
+        ends.give(1, 10).await;
+        assert!(!ends.begun(1).await);
+        ends.give(2, 90).await;
+        ends.taken_up().await;
+        ends.give(3, 10).await;
+        ends
+    }
+
     /// A batch of one row, with a body of so many bytes.
     async fn give(&self, id: i64, bytes: usize) {
         let row = OutboxRow {
@@ -147,12 +158,7 @@ fn with_no_thread_to_compress<F: Future<Output = ()>>(test: impl FnOnce(std::syn
 #[test]
 fn what_is_under_way_goes_on_while_the_next_batch_is_compressed() {
     with_no_thread_to_compress(async |free| {
-        let mut ends = Ends::new();
-        ends.give(1, 10).await;
-        assert!(!ends.begun(1).await);
-        ends.give(2, 90).await;
-        ends.taken_up().await;
-        ends.give(3, 10).await;
+        let mut ends = Ends::compressing().await;
         let told = ends.answer(1, Outcome::Nacked, None).await;
         assert_eq!(told, (1, vec![(1, Outcome::Nacked)]));
         assert!(ends.begun.is_empty(), "no batch overtakes another");
@@ -165,12 +171,7 @@ fn what_is_under_way_goes_on_while_the_next_batch_is_compressed() {
 #[test]
 fn what_is_being_compressed_when_the_connection_fails_was_not_sent() {
     with_no_thread_to_compress(async |free| {
-        let mut ends = Ends::new();
-        ends.give(1, 10).await;
-        assert!(!ends.begun(1).await);
-        ends.give(2, 90).await;
-        ends.taken_up().await;
-        ends.give(3, 10).await;
+        let mut ends = Ends::compressing().await;
         let lost = Outcome::Unknown(Doubt::Disconnected);
         let (batches, outcomes) = ends.answer(1, lost.clone(), Some("cut")).await;
         let unsent = Outcome::Unknown(Doubt::Unsent);

@@ -173,15 +173,12 @@ async fn what_goes_again_after_a_refusal_is_marked_as_a_repetition() {
     let url = Rabbit::shared().await.create_vhost().await;
     declare(&url, "events", "q", Kind::Quorum, &["good"]).await;
     let broker = Amqp::new(AmqpOptions {
-        urls: vec![Secret::new(url.as_str())],
-        tls: Tls::default(),
-        connect_timeout: 3 * SECOND,
-        confirm_timeout: 10 * SECOND,
         lanes: 1,
         own_headers: OwnHeaders {
             dedup: None,
             repeat: Some("outbox-repeat".to_owned()),
         },
+        ..options(&[&url], 10 * SECOND)
     });
     let mut connected = broker.connect().await.expect("the broker is up");
     let batches = batches(3, 50, |row| {

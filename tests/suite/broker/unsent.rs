@@ -9,12 +9,8 @@ use super::*;
 async fn three_lanes(url: &str, port: u16) -> (Proxy, Connected) {
     let proxy = Proxy::start(SocketAddr::from(([127, 0, 0, 1], port))).await;
     let broker = Amqp::new(AmqpOptions {
-        urls: vec![Secret::new(proxy.through(url))],
-        tls: Tls::default(),
-        connect_timeout: 3 * SECOND,
-        confirm_timeout: SECOND,
         lanes: 3,
-        own_headers: OwnHeaders::default(),
+        ..options(&[&proxy.through(url)], SECOND)
     });
     let connected = broker.connect().await.expect("connects");
     (proxy, connected)
